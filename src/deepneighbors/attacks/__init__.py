@@ -1,0 +1,22 @@
+"""Attacks on kNN and on Deep kNN, one class each, batched over images."""
+
+from deepneighbors.attacks.base import Attack, AttackResult
+from deepneighbors.attacks.credible import CredibleAttack
+from deepneighbors.attacks.feature_adversary import FeatureAdversary
+from deepneighbors.attacks.gradient import GradientAttack
+from deepneighbors.attacks.mean import MeanAttack
+from deepneighbors.attacks.minimum_norm import MinimumNormAttack
+from deepneighbors.attacks.penalty import Schedule
+from deepneighbors.attacks.vote_margin import VoteMarginAttack
+
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "CredibleAttack",
+    "FeatureAdversary",
+    "GradientAttack",
+    "MeanAttack",
+    "MinimumNormAttack",
+    "Schedule",
+    "VoteMarginAttack",
+]

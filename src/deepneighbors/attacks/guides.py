@@ -1,0 +1,43 @@
+"""Choice of the training images that an attack moves towards or away from."""
+
+import torch
+from torch import Tensor
+
+from deepneighbors import checks
+from deepneighbors.knn import KNNClassifier
+
+
+def nearest_class_guides(classifier: KNNClassifier, x: Tensor, y: Tensor, count: int) -> Tensor:
+    """The ``count`` nearest images of the class, other than ``y``, whose ``count`` nearest are nearest on average.
+
+    Distances are measured in the first layer, and averaged squared (Sitawarin & Wagner 2019, released code).
+
+    Returns
+    -------
+    Indices ``(n, count)`` into the training images.
+    """
+    layer = classifier.layers[0]
+    smallest = int(torch.bincount(classifier.labels_, minlength=classifier.classes_).min())
+    checks.whole("guides", count, 1, smallest)
+    with torch.no_grad():
+        rows = classifier.features(x, (layer,))[layer]
+    found = classifier.indexes_[layer].class_kneighbors(rows, count, classifier.labels_, classifier.classes_)
+    spread = (found.distances**2).mean(2)
+    spread.scatter_(1, y[:, None], float("inf"))
+    return found.indices[torch.arange(len(x), device=x.device), spread.argmin(1)]
+
+
+class Guides:
+    """Guide images of each sample in one layer: rows ``(n, m, D)`` of the database, gathered once.
+
+    Calling it with rows ``(n, D)`` gives squared distances ``(n, m)`` from one batched product, without differences.
+    """
+
+    def __init__(self, classifier: KNNClassifier, layer: str, indices: Tensor):
+        self.rows = classifier.indexes_[layer].database_[indices]
+        self.squares = (self.rows * self.rows).sum(2)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        product = torch.bmm(self.rows, rows[:, :, None]).squeeze(2)
+        squares = (rows * rows).sum(1, keepdim=True) + self.squares
+        return (squares - 2 * product).clamp(min=1e-12)

@@ -1,0 +1,119 @@
+"""What an experiment is: nodes of the store, and a summary of their artefacts as a tidy table with arrays."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deepneighbors import checks, data, device, paths, profiles
+from deepneighbors.fingerprint import fingerprint
+from deepneighbors.provenance import provenance
+from deepneighbors.results import Result
+from deepneighbors.store import Artifact, Context, Node, Store
+
+Nodes = Mapping[str, Node]
+Summary = tuple[pd.DataFrame, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One request: a chapter at a profile, checked when it is made.
+
+    Parameters
+    ----------
+    n
+        Images for each attack, in place of the profile's numbers.
+    """
+
+    chapter: str
+    profile: str = "quick"
+    seed: int = 0
+    device: str = "auto"
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of("chapter", self.chapter, profiles.SETTINGS)
+        checks.one_of("profile", self.profile, profiles.PROFILES)
+        checks.whole("seed", self.seed, 0)
+        object.__setattr__(self, "device", device.resolve(self.device))
+        if self.n is not None:
+            checks.whole("n", self.n, 1)
+
+    @cached_property
+    def settings(self) -> Any:
+        """The profile's settings of the chapter, with ``n`` applied."""
+        settings = profiles.SETTINGS[self.chapter][self.profile]
+        return settings if self.n is None else settings.with_images(self.n)
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of artefacts."""
+        return Store(paths.artifacts())
+
+    @property
+    def context(self) -> Context:
+        """Where the stages run."""
+        return Context(device=self.device)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A unit that makes one result.
+
+    Parameters
+    ----------
+    nodes
+        The stages that it needs, by name; making them computes nothing.
+    summarise
+        From the run and the artefacts, by the same names, to a tidy table and the arrays of its figures.
+    """
+
+    name: str
+    nodes: Callable[[Run], Nodes]
+    summarise: Callable[[Run, Mapping[str, Artifact]], Summary]
+
+    def code(self, run: Run) -> str:
+        """Fingerprint of the code that the result depends on: its stages, upstream ones too, and its summary."""
+        stages = {node.stage.name: node.stage.fingerprint for node in run.store.walk(*self.nodes(run).values())}
+        own = fingerprint((), self.summarise)
+        return hashlib.sha256("/".join([own, *(f"{k}:{v}" for k, v in sorted(stages.items()))]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A notebook's experiments, in the order of its pages."""
+
+    name: str
+    title: str
+    dataset: str
+    experiments: dict[str, Experiment] = field(default_factory=dict)
+
+
+def compute(run: Run, chapter: Chapter, name: str) -> Result:
+    """Run what is missing, summarise, and save the result; the full profile also records it for the repository."""
+    checks.one_of("experiment", name, chapter.experiments)
+    experiment = chapter.experiments[name]
+    start = time.perf_counter()
+    nodes = experiment.nodes(run)
+    code = experiment.code(run)  # first, and with it every key: the source may be edited while a long run goes on
+    artifacts = {key: run.store.get(node, run.context) for key, node in nodes.items()}
+    table, arrays = experiment.summarise(run, artifacts)
+    stages = [run.store.get(node) for node in run.store.walk(*nodes.values())]
+    origin = provenance(
+        config={"profile": run.profile, "seed": run.seed, **asdict(run.settings)},
+        code_fingerprint=code,
+        data_fingerprint=data.load(chapter.dataset).fingerprint,
+        seconds=time.perf_counter() - start,
+    )
+    origin["stage_seconds"] = round(sum(stage.manifest["seconds"] for stage in stages), 1)
+    origin["devices"] = sorted({stage.manifest["device"] for stage in stages})
+    result = Result(name, table, arrays, origin)
+    result.save(paths.artifacts() / "results" / run.profile / chapter.name)
+    if run.profile == "full":
+        result.save(paths.recorded() / chapter.name)
+    return result
