@@ -79,6 +79,13 @@ def test_what_a_function_does_not_name_changes_only_its_module(project):
     assert before[1] == after[1]
 
 
+def test_a_local_variable_is_no_reference_to_a_function_of_its_name(project):
+    local = MODULE.replace("    return helper(x) + 1", "    bystander = helper(x)\n    return bystander + 1")
+    before, after = project(local), project(local.replace("    return x\n", "    return -x\n"))
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_a_package_counts_with_all_its_modules_in_any_order(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "project_package" / "deep").mkdir(parents=True)

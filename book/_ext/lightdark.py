@@ -1,8 +1,8 @@
 """Put the dark image of a figure beside its light one.
 
-MyST's figure directive takes one image. The dark one is written into the legend with the class ``only-dark``;
-here it moves to its place below the light image, inside the same numbered figure. The theme shows one of the
-two.
+MyST's figure directive takes one image. The dark one is written into the legend with the class ``page-dark``;
+here it moves to its place below the light image, inside the same numbered figure. ``book.css`` shows one of the
+two. (The theme's own class ``only-dark`` would hide the caption together with the image.)
 """
 
 from docutils import nodes
@@ -11,14 +11,14 @@ from sphinx.transforms import SphinxTransform
 
 
 class LightDark(SphinxTransform):
-    """Moves each ``only-dark`` image of a figure behind the figure's first image."""
+    """Moves each ``page-dark`` image of a figure behind the figure's first image."""
 
     default_priority = 210  # after directives are parsed, before images are collected
 
     def apply(self, **options: object) -> None:
         for figure in list(self.document.findall(nodes.figure)):
             for image in list(figure.findall(nodes.image)):
-                if "only-dark" in image["classes"] and image.parent is not figure:
+                if "page-dark" in image["classes"] and image.parent is not figure:
                     _move(image, figure)
 
 

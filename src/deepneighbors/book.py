@@ -134,7 +134,7 @@ class Book:
             except (BookError, GateError) as error:
                 raise type(error)(f"{error}{self._keep_failed(executed, target)}") from error
             # The notebook's own run may have added recorded results, which count for the stamp.
-            nb, stamp = nbformat.read(executed, as_version=4), self.stamp(source, profile)
+            nb, stamp = publish.read_notebook(executed), self.stamp(source, profile)
             publish.publish(nb, target, stamp=stamp, repository=self.repository())
         gate(target)
         return True
@@ -157,8 +157,9 @@ class Book:
                     progress_bar=sys.stderr.isatty(),
                 )
             except papermill.PapermillExecutionError as error:
-                place = f"cell {error.cell_index + 1}" if error.cell_index is not None else "a cell"
-                raise BookError(f"{source.name}: {place} ended with {error.ename}: {error.evalue}") from error
+                first = next((line for line in (error.source or "").splitlines() if line.strip()), "")
+                message = f"the cell that begins {first[:60]!r} ended with {error.ename}: {error.evalue}"
+                raise BookError(f"{source.name}: {message}") from error
             except RuntimeError as error:  # the kernel died
                 raise BookError(f"{source.name}: {error}") from error
 
@@ -277,8 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="quick", help=f"one of {', '.join(profiles.PROFILES)}")
     parser.add_argument("--sync", action="store_true", help="write notebooks/*.ipynb from notebooks/*.py and stop")
     options = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    logging.getLogger("deepneighbors").setLevel(logging.INFO)
+    if not logging.getLogger("deepneighbors").handlers:
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        logging.getLogger("deepneighbors").setLevel(logging.INFO)
     try:
         if options.sync:
             print("\n".join(map(str, sync())) or "all notebooks are in step")

@@ -66,7 +66,7 @@ def _definitions(function: Callable) -> list[ast.AST]:
     found: dict[str, ast.AST] = {}
     waiting: list[ast.AST] = [start]
     while waiting:
-        for name in sorted(_names(waiting.pop()) & (top_level.keys() - found.keys())):
+        for name in sorted(_references(waiting.pop()) & (top_level.keys() - found.keys())):
             found[name] = top_level[name]
             waiting.append(top_level[name])
     return [start, *(found[name] for name in sorted(found))]
@@ -84,6 +84,16 @@ def _bound(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     return _names(node, ast.Store) if isinstance(node, ast.Assign | ast.AnnAssign) else set()
+
+
+def _references(node: ast.AST) -> set[str]:
+    """Names that a definition reads from outside; a local variable may bear the name of another function."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return _names(node)
+    declared = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
+    arguments = {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+    outside = _names(ast.Module([*node.decorator_list, node.args], []))  # read before the body binds anything
+    return outside | (_names(node) - ((_names(node, ast.Store) | arguments) - declared))
 
 
 def _names(node: ast.AST, use: type[ast.expr_context] = ast.Load) -> set[str]:

@@ -4,14 +4,14 @@ Each number of an experiment that a reader may want to change stands here once. 
 Sitawarin & Wagner (2019); C, their released code.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 PROFILES = ("smoke", "quick", "full")
 
 
 @dataclass(frozen=True)
 class KnnDknnAttack:
-    """Chapter 1. Every ``*_images`` field counts test digits; ``n`` caps the attacked ones."""
+    """Chapter 1. Every ``*_images`` field counts test digits; :meth:`with_images` caps the attacked ones."""
 
     # Data. 60,000 neighbours for both classifiers, 9,250 test digits after 750 for calibration (C).
     knn_database: int = 60_000
@@ -55,9 +55,16 @@ class KnnDknnAttack:
     temperatures: tuple[float, ...] = (0.03, 0.1, 0.3)
 
     def with_images(self, n: int) -> "KnnDknnAttack":
-        """The same with at most ``n`` attacked digits in every experiment."""
-        capped = ("knn_images", "dknn_images", "rule_images", "curve_images", "extra_images", "exact_images")
-        return replace(self, **{f.name: min(n, getattr(self, f.name)) for f in fields(self) if f.name in capped})
+        """The same with at most ``n`` attacked digits in the two tables, and a share of that in slower experiments."""
+        shares = {
+            "knn_images": 1,
+            "dknn_images": 1,
+            "rule_images": 4,
+            "extra_images": 4,
+            "curve_images": 8,
+            "exact_images": 10,
+        }
+        return replace(self, **{name: max(1, min(getattr(self, name), n // share)) for name, share in shares.items()})
 
 
 SETTINGS = {

@@ -42,6 +42,10 @@ class Schedule:
             return step in (int(0.8 * self.steps), int(0.9 * self.steps), self.steps - 1)
         return (step + 1) % self.check_every == 0 or step == self.steps - 1
 
+    def looks_for_progress(self, step: int) -> bool:
+        """Whether the batch may be given up after this step."""
+        return self.released and step % max(1, self.steps // 10) == 0
+
 
 class Adam:
     """Adam as TensorFlow 1 defines it: epsilon is added to the root before bias correction (Kingma & Ba, section 2)."""
@@ -121,11 +125,10 @@ def minimise(
     """
     best = Best(x, norm)
     search = ConstantSearch(len(x), constant or 1.0, device=x.device)
-    start = box(torch.zeros_like(x))
-    image = start
+    start = image = box(torch.zeros_like(x))
     for _ in range(schedule.search_steps if constant else 1):
-        w, adam, previous = torch.zeros_like(x), None, 1e6
-        adam = Adam(w, learning_rate)
+        w = torch.zeros_like(x)
+        adam, previous = Adam(w, learning_rate), 1e6
         success = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for step in range(schedule.steps):
             w.requires_grad_(True)
@@ -142,14 +145,9 @@ def minimise(
                 adversarial = predict(image) != y
                 best.update(image, adversarial)
                 success |= adversarial
-            if schedule.released and step % max(1, schedule.steps // 10) == 0:
-                if float(total) > 0.9999 * previous:
+            if schedule.looks_for_progress(step):
+                if float(total.detach()) > 0.9999 * previous:
                     break
-                previous = float(total)
+                previous = float(total.detach())
         search.update(success)
     return best.fill(image)
-
-
-def classifier_predict(classifier: KNNClassifier) -> Predict:
-    """Labels by the classifier itself."""
-    return lambda image: classifier.predict(image)

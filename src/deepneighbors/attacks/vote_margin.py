@@ -43,7 +43,11 @@ def search(classifier: KNNClassifier, x: Tensor, count: int) -> Search:
 
 
 class SoftVote:
-    """Votes of one layer for the true label minus those for the target, softened at the border of the k nearest.
+    """Votes of one layer for the true label minus those for the target, softened at a border between the guides.
+
+    With one layer the border lies where the vote tips: between the guide of the target that would make its majority and the
+    guide of the true class that would then drop out. With several layers no layer decides alone, so the border is that of
+    the k nearest, and every vote counts.
 
     Weighing costs one pass over the guides; between two weighings the loss is linear in them, one product with a single
     vector, so that a step costs little more than the network.
@@ -52,19 +56,32 @@ class SoftVote:
     def __init__(self, classifier: KNNClassifier, layer: str, found: Search, y: Tensor, target: Tensor, softness: float):
         rows = torch.arange(len(y), device=y.device)
         near, votes = found.by_class[layer], found.layer_votes[layer]
+        self.half = near.indices.shape[2]
         self.guides = Guides(classifier, layer, torch.cat([near.indices[rows, y], near.indices[rows, target]], 1))
-        self.sign = torch.ones(2 * near.indices.shape[2], device=y.device)
-        self.sign[near.indices.shape[2] :] = -1
-        # Votes that the two classes share: the border lies after so many of their guides.
-        shared = (votes[rows, y] + votes[rows, target]).round().long()
-        self.shared = shared.clamp(1, self.sign.numel() - 1)[:, None]
+        self.sign = torch.ones(2 * self.half, device=y.device)
+        self.sign[self.half :] = -1
+        # Votes that the two classes share among the k nearest.
+        self.shared = (votes[rows, y] + votes[rows, target]).round().long().clamp(min=1)[:, None]
+        self.alone = len(classifier.layers) == 1
         self.classifier, self.softness = classifier, softness
+
+    def border(self, squares: Tensor) -> Tensor:
+        """Squared distance ``(n, 1)`` of the border, given those to the guides ``(n, 2 m)``: true class, then target."""
+        if self.alone:
+            majority = self.shared // 2 + 1
+            ranks = (self.shared - majority, majority - 1)
+            parts = (squares[:, : self.half], squares[:, self.half :])
+        else:
+            ranks = (self.shared - 1, self.shared)
+            parts = (squares, squares)
+        last = parts[0].shape[1] - 1
+        found = [part.sort(1).values.gather(1, rank.clamp(max=last)) for part, rank in zip(parts, ranks, strict=True)]
+        return (found[0] + found[1]) / 2
 
     def weigh(self, rows: Tensor) -> Tensor:
         """Fix the guides' weights at features ``(n, D)``; returns the hard margin ``(n,)``: votes for y minus target."""
         squares = self.guides(rows.detach())
-        ordered = squares.sort(1).values
-        border = (ordered.gather(1, self.shared - 1) + ordered.gather(1, self.shared)) / 2
+        border = self.border(squares)
         squares.requires_grad_(True)
         inside = torch.sigmoid((border - squares) / (self.softness * border))
         margin = (self.sign * self._kernel(squares, border) * inside).sum(1)
@@ -185,18 +202,22 @@ class Ball:
     """An iterate whose norm follows a radius of its own: down while adversarial, up while not (Rony et al. 2019)."""
 
     growth = 0.05  # relative change of the radius a step, at the start
+    search = 0.1  # and until the first success, throughout: a far border is reached whatever the number of steps
 
     def __init__(self, norm: str, x: Tensor):
         self.norm, self.origin, self.image = norm, x, x.clone()
         self.shape = (-1, *[1] * (x.ndim - 1))
         self.radius = torch.full((len(x),), 1.0 if norm == "l2" else 0.05, device=x.device)
         self.rate = 1.0 if norm == "l2" else 0.05
+        self.arrived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def step(self, gradient: Tensor, adversarial: Tensor, pace: float) -> None:
         """Move against the gradient, then to the new radius and into [0, 1]; ``pace`` falls from 1 to 0."""
+        self.arrived |= adversarial
         growth = self.growth * (0.02 + 0.98 * pace)
+        wider = self.radius * torch.where(self.arrived, 1 + growth, 1 + self.search)
         reached = torch.minimum(self.radius, distance(self.norm, self.image.detach(), self.origin))
-        self.radius = torch.where(adversarial, reached * (1 - growth), self.radius * (1 + growth))
+        self.radius = torch.where(adversarial, reached * (1 - growth), wider)
         delta = self.image.detach() - self.origin - self.rate * (0.01 + 0.99 * pace) * self._direction(gradient)
         self.image = (self.origin + self._project(delta)).clamp(0, 1)
 

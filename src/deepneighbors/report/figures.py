@@ -92,9 +92,9 @@ def page_markdown(record: dict[str, str], stem: str) -> str:
     up.
     """
     alt = json.dumps(record["alt"], ensure_ascii=False)
-    dark = f"```{{image}} {stem}-dark.svg\n:alt: {alt}\n:class: only-dark\n```"
-    light = f"````{{figure}} {stem}-light.svg\n:name: {record['name']}\n:alt: {alt}\n:class: only-light"
-    return f"{light}\n\n{record['caption']}\n\n{{download}}`PNG <{stem}.png>`\n\n{dark}\n````\n"
+    dark = f"```{{image}} {stem}-dark.svg\n:alt: {alt}\n:class: page-dark dark-light\n```"
+    light = f"````{{figure}} {stem}-light.svg\n:name: {record['name']}\n:alt: {alt}\n:class: page-light dark-light"
+    return f"{light}\n\n{record['caption']} {{download}}`PNG <{stem}.png>`\n\n{dark}\n````\n"
 
 
 def _styled(name: str, *, dark: bool) -> Any:

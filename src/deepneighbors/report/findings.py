@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 
 from deepneighbors import paths
@@ -21,22 +20,23 @@ def results_by_profile(profile: str) -> dict[str, pd.DataFrame]:
 
 
 def claims(profile: str) -> pd.DataFrame:
-    """Columns claim, paper, place, verdict, evidence; one line a claim."""
+    """Columns claim, paper, place, verdict, evidence; one line a claim. Papers are citations."""
     from deepneighbors.paper import claims
 
-    return claims.evaluate(results_by_profile(profile))
+    frame = claims.evaluate(results_by_profile(profile))
+    return frame.assign(paper="{cite:t}`" + frame["paper"] + "`")
 
 
 def fragment(profile: str) -> str:
     """MyST of the front page's table: each claim and its verdict."""
     frame = claims(profile)[["paper", "claim", "verdict"]]
     caption = f"What the papers claim, and what we found so far (full profile where it was run, else `{profile}`)."
-    return tables.grid(frame.rename(columns=str.capitalize), caption=caption, name="tab-findings").markdown()
+    return tables.grid(frame, caption=caption, name="tab-findings").markdown()
 
 
 def complete(chapter: Path) -> bool:
     """Whether the result files of a published chapter still exist; the scorecard reads them."""
-    records = publish.result_records(nbformat.read(chapter, as_version=4))
+    records = publish.result_records(publish.read_notebook(chapter))
     return all(_file(record).is_file() for record in records)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from nbformat import NotebookNode
 
 from deepneighbors.report import figures, notebook, publish
@@ -41,8 +40,8 @@ def gate(path: Path | str, *, current: Current | None = None) -> None:
     """
     path = Path(path)
     try:
-        nb = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
+        nb = publish.read_notebook(path)
+    except ValueError as error:
         raise GateError(f"{path.name} cannot be read as a notebook: {error}") from error
     for problem in _problems(nb, path, current or notebook.current_fingerprint):
         raise GateError(f"{path.name}: {problem}")

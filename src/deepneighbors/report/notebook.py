@@ -83,7 +83,8 @@ def read_parameters(namespace: Mapping[str, Any], parameters: Sequence[str]) -> 
     if missing:
         raise InputError(f"the notebook defines no parameter {missing[0]!r}; it must define {', '.join(parameters)}")
     unknown = sorted(name for name, value in namespace.items() if _is_injected(name, value, parameters))
-    if unknown:
+    again = any(isinstance(value, Page) for value in namespace.values())  # by hand, with later cells' variables
+    if unknown and not again:
         raise InputError(f"unknown parameter {unknown[0]!r}; this notebook takes {', '.join(parameters)}")
     return {name: namespace[name] for name in parameters}
 
@@ -192,9 +193,11 @@ class Chapter(Page):
             )
         )
 
-    def outdated(self, result: Result, profile: str) -> bool:
+    def outdated(self, result: Result | NotRun, profile: str) -> bool:
         """Whether a result was recorded by an earlier version of the code."""
-        return fingerprint_of(result) != current_fingerprint(self.run.chapter, result.name, profile)
+        return isinstance(result, Result) and fingerprint_of(result) != current_fingerprint(
+            self.run.chapter, result.name, profile
+        )
 
     def _may_compute_full(self) -> bool:
         return self.recompute or str(self.run.context.device).startswith("cuda")

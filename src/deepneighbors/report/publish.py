@@ -52,11 +52,21 @@ def result_records(nb: NotebookNode) -> list[dict[str, Any]]:
     return list(unique.values())
 
 
+def read_notebook(path: Path) -> NotebookNode:
+    """A notebook of format 4; ValueError for anything else."""
+    try:
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb)
+    except (OSError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    return nb
+
+
 def read_stamp(path: Path) -> str:
     """Stamp of a published chapter; empty where there is none or it cannot be read."""
     try:
-        return str(nbformat.read(path, as_version=4).metadata.get(KEY, {}).get("stamp", ""))
-    except (OSError, ValueError, nbformat.reader.NotJSONError):
+        return str(read_notebook(path).metadata.get(KEY, {}).get("stamp", ""))
+    except ValueError:
         return ""
 
 

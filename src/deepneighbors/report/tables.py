@@ -15,7 +15,7 @@ import pandas as pd
 
 from deepneighbors.errors import InputError
 
-NOT_RUN = "*not run*"
+NOT_RUN = "*not\N{NO-BREAK SPACE}run*"
 NOTHING = "-"
 RECALLED = "†"
 OUTDATED = "‡"

@@ -1,11 +1,26 @@
 """Chapter 1: attacks on kNN and on Deep kNN (Sitawarin & Wagner 2019)."""
 
 from deepneighbors.experiments.base import Chapter
-from deepneighbors.experiments.knn_dknn_attack import tables
+from deepneighbors.experiments.knn_dknn_attack import credibility, defences, gallery, optimum, tables
 
 CHAPTER = Chapter(
     name="knn_dknn_attack",
     title="Attacks on kNN and Deep kNN",
     dataset="mnist",
-    experiments={e.name: e for e in (tables.KNN_ATTACK, tables.DKNN_ATTACK)},
+    experiments={
+        experiment.name: experiment
+        for experiment in (
+            tables.KNN_ATTACK,
+            tables.DKNN_ATTACK,
+            gallery.GALLERY,
+            gallery.LAYERS,
+            credibility.EPSILON,
+            credibility.CREDIBILITY,
+            credibility.ADAPTIVE,
+            optimum.EXACT,
+            optimum.SWEEP,
+            defences.ROBUST_NETWORK,
+            defences.WEIGHTED,
+        )
+    },
 )

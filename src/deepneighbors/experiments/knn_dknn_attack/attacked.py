@@ -65,6 +65,8 @@ class Attacked:
         Config of the classifier; ``inputs`` are its network, where it has one, and its clean stage.
     images, batch
         Digits attacked, and digits of a slice: a multiple of the attack's own batch.
+    positions
+        Attack these digits of the paper's order instead, in one slice.
     """
 
     network: str
@@ -77,6 +79,7 @@ class Attacked:
     batch: int = 100
     options: dict = field(default_factory=dict)
     setting: str = ""
+    positions: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -85,19 +88,19 @@ class Attacked:
 
     def nodes(self) -> dict[str, Node]:
         """Its slices, by ``label#number``."""
-        found = {}
-        for number, start in enumerate(range(0, self.images, self.batch)):
-            stop = min(start + self.batch, self.images)
-            config = {"classifier": self.classifier, "options": self.options, "start": start, "stop": stop}
-            found[f"{self.label}#{number}"] = stages.ATTACK[self.kind].node(config, self.inputs)
-        return found
+        starts = range(0, self.images, self.batch)
+        parts: list[dict] = [{"start": start, "stop": min(start + self.batch, self.images)} for start in starts]
+        if self.positions:
+            parts = [{"positions": self.positions}]
+        made, common = stages.ATTACK[self.kind], {"classifier": self.classifier, "options": self.options}
+        return {f"{self.label}#{i}": made.node(common | part, self.inputs) for i, part in enumerate(parts)}
 
     def gather(self, artifacts: Mapping[str, Artifact]) -> dict[str, np.ndarray]:
         """Its arrays over all slices."""
         parts = [artifacts[name].tensors for name in self.nodes()]
         return {key: np.concatenate([part[key].numpy() for part in parts]) for key in parts[0]}
 
-    def names(self, **more: str) -> dict[str, Any]:
+    def names(self, **more: Any) -> dict[str, Any]:
         """Columns that name its rows."""
         return {
             "network": self.network,

@@ -86,10 +86,15 @@ def split() -> tuple[Tensor, Tensor]:
     return calibration, rest[order]
 
 
-def test_digits(start: int, stop: int, device: str) -> tuple[Tensor, Tensor]:
-    """Digits ``start .. stop`` of the attacked order."""
+def digits_of(config: dict, device: str) -> tuple[Tensor, Tensor]:
+    """The attacked digits of a config with their labels.
+
+    Either ``start`` and ``stop`` in the attacked order, or ``positions`` in the paper's: ascending, after calibration.
+    """
     digits, (_, order) = data.load("mnist"), split()
-    chosen = order[start:stop]
+    chosen = (
+        order.sort().values[list(config["positions"])] if "positions" in config else order[config["start"] : config["stop"]]
+    )
     return digits.x_test[chosen].to(device), digits.y_test[chosen].to(device)
 
 
@@ -97,7 +102,7 @@ def test_digits(start: int, stop: int, device: str) -> tuple[Tensor, Tensor]:
 def clean(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """What the classifier says of clean digits, and the mean distance to their k-th neighbour in each layer."""
     classifier = build(config["classifier"], inputs, context.device)
-    x, y = test_digits(0, config["images"], context.device)
+    x, y = digits_of({"start": 0, "stop": config["images"]}, context.device)
     said, radii = _evaluate(classifier, x), None
     radii = {layer: float(said.pop(f"radius/{layer}").mean()) for layer in classifier.layers}
     return Payload(tensors={"y": y.cpu(), **said}, values={"radii": radii})
@@ -137,7 +142,7 @@ def _attack_stage(name: str) -> Stage:
     def attack(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
         """Attack a slice of the digits. The last input is the clean stage, whose radii are the gradient attack's eta."""
         classifier = build(config["classifier"], inputs, context.device)
-        x, y = test_digits(config["start"], config["stop"], context.device)
+        x, y = digits_of(config, context.device)
         options: dict[str, Any] = dict(config["options"])
         if "schedule" in options:
             options["schedule"] = attacks.Schedule(**options["schedule"])
@@ -160,17 +165,13 @@ ATTACK = {name: _attack_stage(name) for name in _ATTACKS}
 
 @stage("neighbors", uses=_CLASSIFIERS)
 def neighbors(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
-    """Indices and labels of the nearest training digits, by layer, of given test digits or of an attack's images.
-
-    With a second input the images are those of that attack, in its slice; otherwise the clean ones.
-    """
+    """Indices and labels of the training digits nearest to clean digits or, as the last input, to an attack's images."""
     classifier = build(config["classifier"], inputs, context.device)
-    x, _ = test_digits(config["start"], config["stop"], context.device)
+    x, _ = digits_of(config, context.device)
     if config["attacked"]:
         x = inputs[-1].tensors["x"].to(context.device)
-    found = classifier.kneighbors(x)
     tensors = {}
-    for layer, near in found.items():
+    for layer, near in classifier.kneighbors(x).items():
         tensors[f"indices/{layer}"] = near.indices.cpu()
         tensors[f"labels/{layer}"] = classifier.labels_[near.indices].cpu()
     return Payload(tensors=tensors)
@@ -197,16 +198,36 @@ def out_of_distribution(config: dict, inputs: Sequence[Artifact], context: Conte
     """Credibility of images that are no digits, by kind, and of clean digits with zeros trimmed from the calibration."""
     classifier = build(config["classifier"], inputs, context.device)
     assert isinstance(classifier, DeepKNN)
-    x, _ = test_digits(0, config["images"], context.device)
+    x, _ = digits_of({"start": 0, "stop": config["images"]}, context.device)
     made = {kind: classifier.credibility(outsiders(kind, x, config["seed"])).cpu() for kind in OUT_OF_DISTRIBUTION}
     return Payload(tensors={**made, "calibration": classifier.calibration_.cpu()})
+
+
+@stage("softmax_attacks", uses=("deepneighbors.networks", "deepneighbors.data"))
+def softmax_attacks(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
+    """The network's own softmax under Carlini & Wagner's L2 attack and Linf PGD (0.2; 100 steps of 0.02), by foolbox."""
+    import foolbox
+
+    network = load_network(inputs[0].tensors, context.device)
+    x, y = digits_of({"start": 0, "stop": config["images"]}, context.device)
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device=context.device)
+    with torch.no_grad():
+        tensors = {"clean": network(x).argmax(1) == y}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # PGD starts at random
+        search = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=5, steps=200, stepsize=0.05, initial_const=1.0)
+        ball = foolbox.attacks.LinfPGD(abs_stepsize=0.02, steps=100)
+        for name, attack, epsilon in (("carlini_wagner", search, None), ("pgd", ball, 0.2)):
+            _, found, success = attack(model, x, y, epsilons=epsilon)
+            tensors[f"{name}/success"], tensors[f"{name}/l2"] = success, distance("l2", found, x)
+    return Payload(tensors={name: tensor.cpu() for name, tensor in tensors.items()})
 
 
 @stage("exact_1nn", uses=("deepneighbors.voronoi", "deepneighbors.data"))
 def exact_1nn(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """The certified smallest L2 perturbation of the 1-NN classifier for a slice of the digits."""
     digits = data.load("mnist")
-    x, y = test_digits(config["start"], config["stop"], "cpu")
+    x, y = digits_of(config, "cpu")
     count = config["database"]
     answers = voronoi.minimum_perturbations(
         x.flatten(1), y, digits.x_train[:count].flatten(1), digits.y_train[:count], metric=config["metric"]
@@ -224,7 +245,7 @@ def exact_1nn(config: dict, inputs: Sequence[Artifact], context: Context) -> Pay
 def lower_bound_knn(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """A certified lower bound on any L2 perturbation that changes the vote of k neighbours."""
     digits = data.load("mnist")
-    x, y = test_digits(config["start"], config["stop"], "cpu")
+    x, y = digits_of(config, "cpu")
     count = config["database"]
     bound = voronoi.lower_bound_knn(
         x.flatten(1),

@@ -17,7 +17,7 @@ from deepneighbors.experiments.knn_dknn_attack.attacked import (
     numpy_of,
     train_node,
 )
-from deepneighbors.experiments.knn_dknn_attack.stages import test_digits
+from deepneighbors.experiments.knn_dknn_attack.stages import digits_of
 from deepneighbors.results import table
 from deepneighbors.store import Artifact
 
@@ -92,7 +92,7 @@ def _summarise(run: Run, experiment: str, network: str, attacks: list[Attacked],
     arrays["clean|label"], arrays["clean|y"] = clean["label"].astype("uint8"), clean["y"].astype("uint8")
     if "p_values" in clean:
         arrays["clean|p_values"] = clean["p_values"].astype("float16")
-    arrays["clean|x"] = test_digits(0, EXAMPLES, "cpu")[0].numpy().astype("float16")
+    arrays["clean|x"] = digits_of({"start": 0, "stop": EXAMPLES}, "cpu")[0].numpy().astype("float16")
     return table(rows), arrays
 
 

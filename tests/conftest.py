@@ -1,0 +1,47 @@
+"""Small problems that tests share: three blobs of images in the unit box, and classifiers fitted on them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepneighbors.dknn import DeepKNN
+from deepneighbors.knn import KNNClassifier
+from deepneighbors.networks import MnistCNN
+
+torch.set_num_threads(1)
+
+
+def blobs(count: int, *, seed: int, classes: int = 3, spread: float = 0.12) -> tuple[Tensor, Tensor]:
+    """``count`` images (count, 1, 28, 28) around one random image a class, with labels."""
+    centres = torch.rand(classes, 784, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % classes
+    x = centres[y] + spread * torch.randn(count, 784, generator=generator)
+    return x.clamp(0, 1).view(-1, 1, 28, 28), y
+
+
+@pytest.fixture(scope="session")
+def train() -> tuple[Tensor, Tensor]:
+    return blobs(180, seed=0)
+
+
+@pytest.fixture(scope="session")
+def test() -> tuple[Tensor, Tensor]:
+    return blobs(12, seed=1)
+
+
+@pytest.fixture(scope="session")
+def network() -> MnistCNN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MnistCNN(classes=3).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def knn(train) -> KNNClassifier:
+    return KNNClassifier(k=7).fit(*train)
+
+
+@pytest.fixture(scope="session")
+def dknn(train, network) -> DeepKNN:
+    return DeepKNN(network, MnistCNN.layers, k=7).fit(*train).calibrate(*blobs(60, seed=2))

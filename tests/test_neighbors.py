@@ -1,0 +1,85 @@
+"""Exact search against brute force in float64, ties, memory limits, and bad input."""
+
+import pytest
+import torch
+
+from deepneighbors.errors import InputError
+from deepneighbors.neighbors import NearestNeighbors
+
+
+def brute(x, q, metric):
+    x, q = x.double(), q.double()
+    if metric == "cosine":
+        x, q = (torch.nn.functional.normalize(part, dim=1) for part in (x, q))
+    return (q[:, None] - x[None]).norm(dim=2)
+
+
+@pytest.fixture(scope="module")
+def points():
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(400, 20, generator=generator), torch.rand(33, 20, generator=generator)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("memory_gib", [0.5, 1e-5])
+def test_neighbors_are_those_of_brute_force(points, metric, backend, memory_gib):
+    x, q = points
+    found = NearestNeighbors(metric=metric, backend=backend, memory_gib=memory_gib).fit(x).kneighbors(q, 15)
+    expected = brute(x, q, metric).sort(dim=1)
+    assert torch.equal(found.indices, expected.indices[:, :15])
+    torch.testing.assert_close(found.distances.double(), expected.values[:, :15], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_class_neighbors_are_those_of_each_class(points, metric):
+    x, q = points
+    labels = torch.arange(len(x)) % 3
+    found = NearestNeighbors(metric=metric).fit(x).class_kneighbors(q, 6, labels, 3)
+    distances = brute(x, q, metric)
+    for c in range(3):
+        members = torch.nonzero(labels == c).flatten()
+        expected = members[distances[:, members].argsort(dim=1)[:, :6]]
+        assert torch.equal(found.indices[:, c], expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_equal_distances_are_ordered_by_index(backend):
+    x = torch.eye(4).repeat(30, 1)  # 30 copies of 4 points: ties reach far beyond any spare candidates
+    found = NearestNeighbors(backend=backend).fit(x).kneighbors(torch.eye(4)[:1], 6)
+    if backend == "torch":
+        assert found.indices.tolist() == [[0, 4, 8, 12, 16, 20]]
+    assert (found.indices.diff(dim=1) > 0).all()
+    assert (found.distances == 0).all()
+
+
+def test_approximate_index_finds_most(points):
+    x, q = points
+    exact = NearestNeighbors().fit(x).kneighbors(q, 10).indices
+    near = NearestNeighbors(backend="faiss_ivf", lists=8, probes=4).fit(x).kneighbors(q, 10).indices
+    recall = torch.stack([torch.isin(a, b).float().mean() for a, b in zip(exact, near, strict=True)]).mean()
+    assert 0.6 < recall <= 1
+
+
+def test_cosine_copy_leaves_the_database_alone(points):
+    x = points[0].clone()
+    NearestNeighbors(metric="cosine").fit(x)
+    assert torch.equal(x, points[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: NearestNeighbors(metric="l3"), "metric is 'l3'; allowed are l2, cosine"),
+        (lambda x: NearestNeighbors(backend="annoy"), "backend is 'annoy'"),
+        (lambda x: NearestNeighbors().kneighbors(x, 1), "before fit"),
+        (lambda x: NearestNeighbors().fit(x).kneighbors(x, 401), "k is 401; it must be a whole number from 1 to 400"),
+        (lambda x: NearestNeighbors().fit(x).kneighbors(x[:0], 1), "empty batch"),
+        (lambda x: NearestNeighbors().fit(x).kneighbors(x * float("nan"), 1), "NaN"),
+        (lambda x: NearestNeighbors().fit(x).kneighbors(x[:, :5], 1), "queries have 5 columns; the database has 20"),
+        (lambda x: NearestNeighbors().fit(x / 0), "NaN or infinite"),
+    ],
+)
+def test_bad_input_is_refused(points, call, message):
+    with pytest.raises(InputError, match=message):
+        call(points[0])
