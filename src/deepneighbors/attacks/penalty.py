@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from deepneighbors.attacks.base import Best
-from deepneighbors.knn import KNNClassifier
 
 _ALMOST_ONE = 0.999999  # keeps atanh finite at pixels of exactly 0 and 1, as in the released code
 

@@ -157,6 +157,16 @@ class Chapter(Page):
         self._record(found, "full", recorded=True)
         return found
 
+    def shown(self, name: str) -> Result | NotRun:
+        """The recorded result of the full profile where there is one, else this run's: what figures are drawn from."""
+        return self.recorded(name) or self.result(name)
+
+    @staticmethod
+    def source(*results: Result | NotRun) -> str:
+        """Which profile results come from, for a caption."""
+        profiles_ = sorted({result.provenance["config"]["profile"] for result in results if isinstance(result, Result)})
+        return " and ".join(f"{profile} profile" for profile in profiles_)
+
     def value(self, result: Result, *, metric: str, **names: str) -> float:
         """One number of a result, for prose and figures."""
         return float(tables.select(result.table, metric=metric, **names)["value"])

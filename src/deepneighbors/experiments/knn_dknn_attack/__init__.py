@@ -1,7 +1,7 @@
 """Chapter 1: attacks on kNN and on Deep kNN (Sitawarin & Wagner 2019)."""
 
 from deepneighbors.experiments.base import Chapter
-from deepneighbors.experiments.knn_dknn_attack import credibility, defences, gallery, optimum, tables
+from deepneighbors.experiments.knn_dknn_attack import artefacts, credibility, defences, gallery, optimum, tables
 
 CHAPTER = Chapter(
     name="knn_dknn_attack",
@@ -17,6 +17,7 @@ CHAPTER = Chapter(
             credibility.EPSILON,
             credibility.CREDIBILITY,
             credibility.ADAPTIVE,
+            artefacts.ARTEFACTS,
             optimum.EXACT,
             optimum.SWEEP,
             defences.ROBUST_NETWORK,

@@ -76,7 +76,7 @@ def dknn_attacks(run: Run) -> list[Attacked]:
         line("mnist_cnn", "minimum_norm", "linf", "vote_margin", extra, **margin),
         *[line("mnist_cnn/released", "feature_adversary", "linf", "feature_adversary", n, f"epsilon={e:g}",
                epsilon=e) for e in (0.2, 0.3)],
-        *[line("mnist_cnn/released", "gradient", "linf", "gradient", n, f"epsilon={e:g}", epsilon=e, **gradient)
+        *[line("mnist_cnn/released", "gradient", "linf", "gradient", extra, f"epsilon={e:g}", epsilon=e, **gradient)
           for e in (0.2, 0.3)],
     ]  # fmt: skip
 
