@@ -51,14 +51,20 @@ chapter = notebook.start("knn_dknn_attack", globals(), parameters=("profile", "s
 from dataclasses import asdict
 
 import pandas as pd
+from deepneighbors.paper import values
 
 from deepneighbors.networks import MnistCNN
-from deepneighbors.paper import values
 from deepneighbors.report import attack_figures as draw
 from deepneighbors.report.tables import row
 
-settings = pd.DataFrame({"setting": list(asdict(chapter.run.settings)), "value": [str(v) for v in asdict(chapter.run.settings).values()]})
-chapter.grid(settings, name="tab-settings", caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles.py`.")
+settings = pd.DataFrame(
+    {"setting": list(asdict(chapter.run.settings)), "value": [str(v) for v in asdict(chapter.run.settings).values()]}
+)
+chapter.grid(
+    settings,
+    name="tab-settings",
+    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles.py`.",
+)
 
 # %% [markdown]
 # ## The classifiers
@@ -114,7 +120,7 @@ chapter.figure(
 # %% tags=["hide-input"]
 clean_knn = chapter.shown("knn_attack")
 chapter.figure(
-    lambda canvas: draw.soft_threshold(canvas, values.constant("knn_eta")),
+    lambda canvas: draw.soft_threshold(canvas, chapter.value(clean_knn, metric="eta", layer="pixels")),
     name="fig-threshold",
     caption="The sigmoid as a soft threshold at η, the mean distance to the 75th neighbour in the released code. At the released steepness it is nearly a straight line over the distances that occur.",
     alt="Weight of a guide against its distance: a dashed step at eta and four sigmoids of increasing steepness; the released one, with a equal to 4, falls slowly.",
@@ -135,22 +141,96 @@ chapter.compare(
     headings=("Attack", "Version", "Metric"),
     rows=[
         row(("none", "", "accuracy"), "accuracy", network="knn", attack="none"),
-        row(("mean", "as released", "accuracy"), "accuracy", network="knn/released", attack="mean", norm="l2", paper={"network": "knn"}),
-        row(("mean", "as released", "mean L2"), "mean_l2", network="knn/released", attack="mean", norm="l2", paper={"network": "knn"}),
+        row(
+            ("mean", "as released", "accuracy"),
+            "accuracy",
+            network="knn/released",
+            attack="mean",
+            norm="l2",
+            paper={"network": "knn"},
+        ),
+        row(
+            ("mean", "as released", "mean L2"),
+            "mean_l2",
+            network="knn/released",
+            attack="mean",
+            norm="l2",
+            paper={"network": "knn"},
+        ),
         row(("mean", "corrected", "accuracy"), "accuracy", network="knn", attack="mean", norm="l2"),
         row(("mean", "corrected", "mean L2"), "mean_l2", network="knn", attack="mean", norm="l2"),
-        row(("gradient", "as released", "accuracy"), "accuracy", network="knn/released", attack="gradient", norm="l2", setting="", paper={"network": "knn"}),
-        row(("gradient", "as released", "mean L2"), "mean_l2", network="knn/released", attack="gradient", norm="l2", setting="", paper={"network": "knn"}),
+        row(
+            ("gradient", "as released", "accuracy"),
+            "accuracy",
+            network="knn/released",
+            attack="gradient",
+            norm="l2",
+            setting="",
+            paper={"network": "knn"},
+        ),
+        row(
+            ("gradient", "as released", "mean L2"),
+            "mean_l2",
+            network="knn/released",
+            attack="gradient",
+            norm="l2",
+            setting="",
+            paper={"network": "knn"},
+        ),
         row(("gradient", "corrected", "accuracy"), "accuracy", network="knn", attack="gradient", norm="l2"),
         row(("gradient", "corrected", "mean L2"), "mean_l2", network="knn", attack="gradient", norm="l2"),
-        row(("minimum norm", "rules of 2020", "accuracy"), "accuracy", network="knn/released", attack="minimum_norm", norm="l2", **NEW),
-        row(("minimum norm", "rules of 2020", "mean L2"), "mean_l2", network="knn/released", attack="minimum_norm", norm="l2", **NEW),
+        row(
+            ("minimum norm", "rules of 2020", "accuracy"),
+            "accuracy",
+            network="knn/released",
+            attack="minimum_norm",
+            norm="l2",
+            **NEW,
+        ),
+        row(
+            ("minimum norm", "rules of 2020", "mean L2"),
+            "mean_l2",
+            network="knn/released",
+            attack="minimum_norm",
+            norm="l2",
+            **NEW,
+        ),
         row(("vote margin", "strongest", "accuracy"), "accuracy", network="knn", attack="minimum_norm", norm="l2", **NEW),
         row(("vote margin", "strongest", "mean L2"), "mean_l2", network="knn", attack="minimum_norm", norm="l2", **NEW),
-        row(("vote margin", "strongest, right before", "mean L2"), "mean_l2_initially_correct", network="knn", attack="minimum_norm", norm="l2", **NEW),
-        row(("gradient, Linf 0.2", "as released", "accuracy"), "accuracy", network="knn/released", attack="gradient", norm="linf", setting="epsilon=0.2", paper={"network": "knn"}),
-        row(("gradient, Linf 0.3", "as released", "accuracy"), "accuracy", network="knn/released", attack="gradient", norm="linf", setting="epsilon=0.3", **NEW),
-        row(("vote margin, Linf", "strongest", "mean Linf"), "mean_linf", network="knn", attack="minimum_norm", norm="linf", **NEW),
+        row(
+            ("vote margin", "strongest, right before", "mean L2"),
+            "mean_l2_initially_correct",
+            network="knn",
+            attack="minimum_norm",
+            norm="l2",
+            **NEW,
+        ),
+        row(
+            ("gradient, Linf 0.2", "as released", "accuracy"),
+            "accuracy",
+            network="knn/released",
+            attack="gradient",
+            norm="linf",
+            setting="epsilon=0.2",
+            paper={"network": "knn"},
+        ),
+        row(
+            ("gradient, Linf 0.3", "as released", "accuracy"),
+            "accuracy",
+            network="knn/released",
+            attack="gradient",
+            norm="linf",
+            setting="epsilon=0.3",
+            **NEW,
+        ),
+        row(
+            ("vote margin, Linf", "strongest", "mean Linf"),
+            "mean_linf",
+            network="knn",
+            attack="minimum_norm",
+            norm="linf",
+            **NEW,
+        ),
     ],
     name="tab-knn",
     caption="Attacks on kNN (the paper's table of results on kNN). Published values follow the slides of the talk.",
@@ -177,17 +257,69 @@ chapter.compare(
     artefacts,
     headings=("Question", "Number"),
     rows=[
-        row(("mean attack on kNN, means of norm 1", "failures"), "failures", network="knn/released", attack="mean", kind="plain", **NEW),
+        row(
+            ("mean attack on kNN, means of norm 1", "failures"),
+            "failures",
+            network="knn/released",
+            attack="mean",
+            kind="plain",
+            **NEW,
+        ),
         row(("mean attack on kNN, means of norm 1", "mean L2"), "mean_l2", network="knn/released", attack="mean", **NEW),
         row(("mean attack on kNN, raw means", "failures"), "failures", network="knn", attack="mean", kind="plain", **NEW),
-        row(("mean attack on kNN, raw means, output of norm 1", "mean L2"), "mean_l2_unit_output", network="knn", attack="mean", **NEW),
+        row(
+            ("mean attack on kNN, raw means, output of norm 1", "mean L2"),
+            "mean_l2_unit_output",
+            network="knn",
+            attack="mean",
+            **NEW,
+        ),
         row(("gradient attack, outputs of norm 1", "mean L2"), "mean_l2_unit_output", **gradient, **NEW),
-        row(("published histogram to ours, as returned", "total variation"), "histogram_distance", setting="as returned", kind="plain", **gradient, **NEW),
-        row(("published histogram to ours, norm 1", "total variation"), "histogram_distance", setting="unit outputs", kind="plain", **gradient, **NEW),
-        row(("published histogram to the best mixture", "total variation"), "histogram_distance", setting="best mixture", kind="plain", **gradient, **NEW),
-        row(("share of norm-1 outputs in that mixture", "share"), "unit_output_share", setting="best mixture", **gradient, **NEW),
-        row(("mean attack on DkNN, search by votes", "accuracy"), "accuracy", network="mnist_cnn/released", attack="mean", **NEW),
-        row(("of those digits, kept right by tied p-values", "share"), "tied_share", network="mnist_cnn/released", attack="mean", **NEW),
+        row(
+            ("published histogram to ours, as returned", "total variation"),
+            "histogram_distance",
+            setting="as returned",
+            kind="plain",
+            **gradient,
+            **NEW,
+        ),
+        row(
+            ("published histogram to ours, norm 1", "total variation"),
+            "histogram_distance",
+            setting="unit outputs",
+            kind="plain",
+            **gradient,
+            **NEW,
+        ),
+        row(
+            ("published histogram to the best mixture", "total variation"),
+            "histogram_distance",
+            setting="best mixture",
+            kind="plain",
+            **gradient,
+            **NEW,
+        ),
+        row(
+            ("share of norm-1 outputs in that mixture", "share"),
+            "unit_output_share",
+            setting="best mixture",
+            **gradient,
+            **NEW,
+        ),
+        row(
+            ("mean attack on DkNN, search by votes", "accuracy"),
+            "accuracy",
+            network="mnist_cnn/released",
+            attack="mean",
+            **NEW,
+        ),
+        row(
+            ("of those digits, kept right by tied p-values", "share"),
+            "tied_share",
+            network="mnist_cnn/released",
+            attack="mean",
+            **NEW,
+        ),
         row(("mean attack on DkNN, search by p-values", "accuracy"), "accuracy", network="mnist_cnn", attack="mean", **NEW),
     ],
     name="tab-artefacts",
@@ -198,7 +330,11 @@ chapter.compare(
 shown = chapter.shown("artefacts")
 published = values.table().query("experiment == 'artefacts' and metric == 'histogram_count'")
 chapter.figure(
-    lambda canvas: draw.distance_histogram(canvas, published, {"ours, as returned": shown.arrays["gradient|l2"], "ours, scaled to norm 1": shown.arrays["gradient|unit_output"]}),
+    lambda canvas: draw.distance_histogram(
+        canvas,
+        published,
+        {"ours, as returned": shown.arrays["gradient|l2"], "ours, scaled to norm 1": shown.arrays["gradient|unit_output"]},
+    ),
     name="fig-artefact",
     caption=f"Distances of the gradient attack on kNN: the histogram printed in the authors' notebook, and ours ({chapter.source(shown)}).",
     alt="Histogram with two humps near 3 and 9 from the authors' notebook; our distances form the left hump, our outputs scaled to norm one the right one.",
@@ -237,11 +373,39 @@ chapter.compare(
         *lines("gradient", "corrected", *L2, network="mnist_cnn", attack="gradient", norm="l2", in_paper=False),
         *lines("vote margin", "strongest", *L2, **OURS),
         row(("vote margin", "strongest, right before", "mean L2"), "mean_l2_initially_correct", **OURS),
-        *lines("feature adversary, Linf 0.2", "as released", "accuracy", "mean_credibility", attack="feature_adversary", norm="linf", setting="epsilon=0.2", **RELEASED),
-        *lines("feature adversary, Linf 0.3", "as released", "accuracy", "mean_credibility", attack="feature_adversary", norm="linf", setting="epsilon=0.3", **RELEASED),
+        *lines(
+            "feature adversary, Linf 0.2",
+            "as released",
+            "accuracy",
+            "mean_credibility",
+            attack="feature_adversary",
+            norm="linf",
+            setting="epsilon=0.2",
+            **RELEASED,
+        ),
+        *lines(
+            "feature adversary, Linf 0.3",
+            "as released",
+            "accuracy",
+            "mean_credibility",
+            attack="feature_adversary",
+            norm="linf",
+            setting="epsilon=0.3",
+            **RELEASED,
+        ),
         *lines("gradient, Linf 0.2", "as released", *L2, attack="gradient", norm="linf", setting="epsilon=0.2", **RELEASED),
         *lines("gradient, Linf 0.3", "as released", *L2, attack="gradient", norm="linf", setting="epsilon=0.3", **RELEASED),
-        *lines("vote margin, Linf", "strongest", "accuracy", "mean_linf", "mean_credibility", network="mnist_cnn", attack="minimum_norm", norm="linf", in_paper=False),
+        *lines(
+            "vote margin, Linf",
+            "strongest",
+            "accuracy",
+            "mean_linf",
+            "mean_credibility",
+            network="mnist_cnn",
+            attack="minimum_norm",
+            norm="linf",
+            in_paper=False,
+        ),
     ],
     name="tab-dknn",
     caption="Attacks on DkNN (the paper's table of results on DkNN). Credibility is the mean over successes; for no attack, over all clean digits.",
@@ -253,8 +417,26 @@ chapter.figure(
     lambda canvas: draw.robustness_curves(
         canvas,
         [
-            ("kNN", knn_shown, [("knn|mean|l2|", "mean"), ("knn/released|gradient|l2|", "gradient, as released"), ("knn/released|minimum_norm|l2|", "rules of 2020"), ("knn|minimum_norm|l2|", "vote margin")]),
-            ("DkNN", dknn_shown, [("mnist_cnn|mean|l2|", "mean"), ("mnist_cnn/released|feature_adversary|l2|", "feature adversary"), ("mnist_cnn/released|gradient|l2|", "gradient, as released"), ("mnist_cnn|minimum_norm|l2|", "vote margin")]),
+            (
+                "kNN",
+                knn_shown,
+                [
+                    ("knn|mean|l2|", "mean"),
+                    ("knn/released|gradient|l2|", "gradient, as released"),
+                    ("knn/released|minimum_norm|l2|", "rules of 2020"),
+                    ("knn|minimum_norm|l2|", "vote margin"),
+                ],
+            ),
+            (
+                "DkNN",
+                dknn_shown,
+                [
+                    ("mnist_cnn|mean|l2|", "mean"),
+                    ("mnist_cnn/released|feature_adversary|l2|", "feature adversary"),
+                    ("mnist_cnn/released|gradient|l2|", "gradient, as released"),
+                    ("mnist_cnn|minimum_norm|l2|", "vote margin"),
+                ],
+            ),
         ],
     ),
     name="fig-robustness",
@@ -288,7 +470,9 @@ chapter.compare(
 curve = chapter.shown("dknn_epsilon")
 paper_curves = values.table().query("experiment == 'dknn_epsilon'")
 chapter.figure(
-    lambda canvas: draw.curves(canvas, curve.table, paper_curves, [("gradient", "gradient"), ("feature_adversary", "feature adversary")]),
+    lambda canvas: draw.curves(
+        canvas, curve.table, paper_curves, [("gradient", "gradient"), ("feature_adversary", "feature adversary")]
+    ),
     name="fig-epsilon",
     caption=f"DkNN in Linf balls, ours with 95 % intervals ({chapter.source(curve)}) and the authors' (crosses).",
     alt="Left: accuracy falls with the radius, to zero near 0.3 for the gradient attack and slowly for the feature adversary. Right: mean credibility of the successes rises with the radius. The authors' crosses lie near our points.",
@@ -322,8 +506,12 @@ chapter.compare(
     rows=[
         *accepted("clean", "none"),
         *accepted("clean, trimmed calibration", "none", network="mnist_cnn/trimmed", in_paper=False),
-        *accepted("gradient, Linf 0.2", "gradient", "linf", "epsilon=0.2", "mnist_cnn/released", paper={"network": "mnist_cnn"}),
-        *accepted("gradient, Linf 0.3", "gradient", "linf", "epsilon=0.3", "mnist_cnn/released", paper={"network": "mnist_cnn"}),
+        *accepted(
+            "gradient, Linf 0.2", "gradient", "linf", "epsilon=0.2", "mnist_cnn/released", paper={"network": "mnist_cnn"}
+        ),
+        *accepted(
+            "gradient, Linf 0.3", "gradient", "linf", "epsilon=0.3", "mnist_cnn/released", paper={"network": "mnist_cnn"}
+        ),
         *accepted("gradient, L2", "gradient", "l2", "", "mnist_cnn/released", in_paper=False),
         *accepted("vote margin, L2", "minimum_norm", "l2", in_paper=False),
         *[line for kind in ("rotated", "inverted", "shuffled", "noise") for line in accepted(kind, kind, in_paper=False)],
@@ -342,7 +530,9 @@ KINDS = [
     ("mnist_cnn|rotated||", "rotated digits"),
 ]
 chapter.figure(
-    lambda canvas: draw.credibility_histograms(canvas, filtered, [kind for kind in KINDS if f"{kind[0]}|credibility" in filtered.arrays]),
+    lambda canvas: draw.credibility_histograms(
+        canvas, filtered, [kind for kind in KINDS if f"{kind[0]}|credibility" in filtered.arrays]
+    ),
     name="fig-credibility",
     caption=f"Credibility of clean, adversarial and rotated digits; the line is the filter at 0.1 ({chapter.source(filtered)}). More than half of the calibration digits have nonconformity zero, hence the gap below one.",
     alt="Histograms of credibility. Clean digits pile up at one and spread evenly below a half; adversarial digits are mostly below 0.1, less so for the larger radius; rotated digits lie between.",
@@ -362,8 +552,18 @@ chapter.compare(
     headings=("Ball", "Metric"),
     rows=[
         row((ball, title), metric, network="mnist_cnn", attack="credible", norm=norm, setting=setting, in_paper=False)
-        for ball, norm, setting in (("Linf 0.2", "linf", "epsilon=0.2"), ("Linf 0.3", "linf", "epsilon=0.3"), ("L2 2.164", "l2", "epsilon=2.164"), ("L2 4", "l2", "epsilon=4"))
-        for metric, title in (("accuracy", "accuracy"), ("mean_credibility", "credibility of successes"), ("accepted", "accepted at 0.1"), ("credibility_auc", "AUC against clean"))
+        for ball, norm, setting in (
+            ("Linf 0.2", "linf", "epsilon=0.2"),
+            ("Linf 0.3", "linf", "epsilon=0.3"),
+            ("L2 2.164", "l2", "epsilon=2.164"),
+            ("L2 4", "l2", "epsilon=4"),
+        )
+        for metric, title in (
+            ("accuracy", "accuracy"),
+            ("mean_credibility", "credibility of successes"),
+            ("accepted", "accepted at 0.1"),
+            ("credibility_auc", "AUC against clean"),
+        )
     ],
     name="tab-adaptive",
     caption="The credible attack on DkNN.",
@@ -452,7 +652,10 @@ chapter.figure(
             ({"attack": "none"}, "clean"),
             ({"attack": "feature_adversary", "norm": "l2"}, "feature adversary"),
             ({"network": "mnist_cnn/released", "attack": "gradient", "norm": "l2"}, "gradient, L2"),
-            ({"network": "mnist_cnn/released", "attack": "gradient", "norm": "linf", "setting": "epsilon=0.2"}, "gradient, Linf 0.2"),
+            (
+                {"network": "mnist_cnn/released", "attack": "gradient", "norm": "linf", "setting": "epsilon=0.2"},
+                "gradient, Linf 0.2",
+            ),
             ({"attack": "minimum_norm", "norm": "l2"}, "vote margin"),
         ],
         MnistCNN.layers,
@@ -477,7 +680,15 @@ chapter.compare(
     headings=("Classifier", "Attack", "Metric"),
     rows=[
         *[
-            row((words, name, title), metric, network=f"knn/1nn_{kind}", attack=attack, norm="l2", kind="plain", in_paper=False)
+            row(
+                (words, name, title),
+                metric,
+                network=f"knn/1nn_{kind}",
+                attack=attack,
+                norm="l2",
+                kind="plain",
+                in_paper=False,
+            )
             for kind, words in (("l2", "1-NN, Euclidean"), ("cosine", "1-NN, cosine"))
             for attack, name, metrics in (
                 ("exact", "exact", (("mean_l2", "mean L2"), ("certified_gap", "certified gap"))),
@@ -487,7 +698,15 @@ chapter.compare(
             )
             for metric, title in metrics
         ],
-        row(("75-NN, cosine", "any", "certified lower bound"), "lower_bound_l2", network="knn", attack="exact", norm="l2", kind="plain", in_paper=False),
+        row(
+            ("75-NN, cosine", "any", "certified lower bound"),
+            "lower_bound_l2",
+            network="knn",
+            attack="exact",
+            norm="l2",
+            kind="plain",
+            in_paper=False,
+        ),
     ],
     name="tab-exact",
     caption="Attacks on 1-NN against the exact optimum, over digits that 1-NN has right. The ratio is the mean over digits of distance to optimum.",
@@ -496,7 +715,9 @@ chapter.compare(
 # %% tags=["hide-input"]
 exact_shown = chapter.shown("exact")
 chapter.figure(
-    lambda canvas: draw.optimum(canvas, exact_shown, [("mean", "mean"), ("gradient", "gradient, corrected"), ("minimum_norm", "vote margin")]),
+    lambda canvas: draw.optimum(
+        canvas, exact_shown, [("mean", "mean"), ("gradient", "gradient, corrected"), ("minimum_norm", "vote margin")]
+    ),
     name="fig-optimum",
     caption=f"Distance of each attack over the exact optimum on 1-NN ({chapter.source(exact_shown)}). A curve ends where the attack fails.",
     alt="Share of digits within a ratio of the optimum, for Euclidean and cosine 1-NN. The vote-margin attack's curve rises first, the mean attack's last.",
@@ -533,13 +754,48 @@ chapter.compare(
     headings=("Classifier", "Attack", "Metric"),
     rows=[
         row(("network's softmax", "none", "accuracy"), "accuracy", attack="none", in_paper=False, **SOFTMAX),
-        row(("network's softmax", "Carlini & Wagner", "accuracy"), "accuracy", attack="carlini_wagner", norm="l2", **SOFTMAX),
+        row(
+            ("network's softmax", "Carlini & Wagner", "accuracy"), "accuracy", attack="carlini_wagner", norm="l2", **SOFTMAX
+        ),
         row(("network's softmax", "Carlini & Wagner", "mean L2"), "mean_l2", attack="carlini_wagner", norm="l2", **SOFTMAX),
-        row(("network's softmax", "PGD, Linf 0.2", "accuracy"), "accuracy", attack="pgd", norm="linf", setting="epsilon=0.2", **SOFTMAX),
-        row(("robust softmax", "Carlini & Wagner", "mean L2"), "mean_l2", experiment="undefended", network="mnist_cnn/robust/softmax", attack="carlini_wagner", norm="l2", in_paper=False),
+        row(
+            ("network's softmax", "PGD, Linf 0.2", "accuracy"),
+            "accuracy",
+            attack="pgd",
+            norm="linf",
+            setting="epsilon=0.2",
+            **SOFTMAX,
+        ),
+        row(
+            ("robust softmax", "Carlini & Wagner", "mean L2"),
+            "mean_l2",
+            experiment="undefended",
+            network="mnist_cnn/robust/softmax",
+            attack="carlini_wagner",
+            norm="l2",
+            in_paper=False,
+        ),
         *lines("DkNN on the robust network", "none", "accuracy", network="mnist_cnn/robust", attack="none", in_paper=False),
-        *lines("DkNN on the robust network", "gradient, as released", "accuracy", "mean_l2", network="mnist_cnn/robust", attack="gradient", norm="l2", in_paper=False),
-        *lines("DkNN on the robust network", "vote margin", "accuracy", "mean_l2", network="mnist_cnn/robust", attack="minimum_norm", norm="l2", in_paper=False),
+        *lines(
+            "DkNN on the robust network",
+            "gradient, as released",
+            "accuracy",
+            "mean_l2",
+            network="mnist_cnn/robust",
+            attack="gradient",
+            norm="l2",
+            in_paper=False,
+        ),
+        *lines(
+            "DkNN on the robust network",
+            "vote margin",
+            "accuracy",
+            "mean_l2",
+            network="mnist_cnn/robust",
+            attack="minimum_norm",
+            norm="l2",
+            in_paper=False,
+        ),
     ],
     name="tab-robust",
     caption="The undefended network, and DkNN on an adversarially trained one.",
@@ -554,9 +810,30 @@ chapter.compare(
         line
         for setting in ["uniform", *(f"temperature={t:g}" for t in chapter.run.settings.temperatures)]
         for line in (
-            row((setting, "none", "accuracy"), "accuracy", network="mnist_cnn/weighted", attack="none", setting=setting, in_paper=False),
-            row((setting, "vote margin", "accuracy"), "accuracy", network="mnist_cnn/weighted", attack="minimum_norm", setting=setting, in_paper=False),
-            row((setting, "vote margin", "mean L2"), "mean_l2", network="mnist_cnn/weighted", attack="minimum_norm", setting=setting, in_paper=False),
+            row(
+                (setting, "none", "accuracy"),
+                "accuracy",
+                network="mnist_cnn/weighted",
+                attack="none",
+                setting=setting,
+                in_paper=False,
+            ),
+            row(
+                (setting, "vote margin", "accuracy"),
+                "accuracy",
+                network="mnist_cnn/weighted",
+                attack="minimum_norm",
+                setting=setting,
+                in_paper=False,
+            ),
+            row(
+                (setting, "vote margin", "mean L2"),
+                "mean_l2",
+                network="mnist_cnn/weighted",
+                attack="minimum_norm",
+                setting=setting,
+                in_paper=False,
+            ),
         )
     ],
     name="tab-weighted",
@@ -626,7 +903,11 @@ p = deep.p_values(by_votes.x[~by_votes.success])
 own = p.gather(1, y[~by_votes.success, None]).flatten()
 ties = (p == own[:, None]).sum(1) > 1
 by_p = attacks.MeanAttack(oracle="predict")(deep, x, y)
-{"failures by votes": int((~by_votes.success).sum()), "of them tied": int(ties.sum()), "failures by p-values": int((~by_p.success).sum())}
+{
+    "failures by votes": int((~by_votes.success).sum()),
+    "of them tied": int(ties.sum()),
+    "failures by p-values": int((~by_p.success).sum()),
+}
 
 # %% [markdown]
 # **3.** On clean digits, the p-value of the *true* label should be uniform up to ties. Check it against the definition:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from deepneighbors import voronoi
 from deepneighbors.errors import InputError
 from deepneighbors.voronoi import lower_bound_knn, minimum_perturbation, minimum_perturbations
 
@@ -111,7 +112,7 @@ def test_general_solver_agrees_where_the_box_is_active():
 @pytest.mark.parametrize("metric", METRICS)
 def test_many_queries_at_once_flip_verified_and_in_order(metric):
     rng = np.random.default_rng(5)
-    x, y = rng.random((300, 30)), np.arange(300) % 4
+    x, y = rng.random((1500, 30)), np.arange(1500) % 4  # hundreds of constraints a program
     queries = rng.random((12, 30))
     labels = votes_for(queries, x, y, metric)
     labels[0] = (labels[0] + 1) % 4  # already wrong
@@ -125,6 +126,17 @@ def test_many_queries_at_once_flip_verified_and_in_order(metric):
         assert 0 <= answer.lower_bound <= answer.distance <= answer.lower_bound + 1e-3
         assert minimum_perturbation(query, label, x, y, metric=metric).distance == pytest.approx(answer.distance)
     assert all(a.distance > 0 and a.n_candidates >= 1 for a in answers[1:])
+
+
+def test_constraints_are_added_until_none_is_violated(monkeypatch):
+    monkeypatch.setattr(voronoi, "_FIRST", 1)
+    monkeypatch.setattr(voronoi, "_MORE", 2)
+    for seed in range(6):
+        _, _, x, y = problem(seed, n=60, dimensions=5)
+        query = np.random.default_rng(seed).random(5)
+        label = int(votes_for(query[None], x, y, "l2")[0])
+        answer = minimum_perturbation(query, label, x, y, margin=1e-9)
+        assert answer.distance == pytest.approx(by_general_solver(query, label, x, y, "l2"), abs=2e-5)
 
 
 def test_points_stay_misclassified_in_float32():

@@ -92,7 +92,7 @@ def _references(node: ast.AST) -> set[str]:
         return _names(node)
     declared = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
     arguments = {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
-    outside = _names(ast.Module([*node.decorator_list, node.args], []))  # read before the body binds anything
+    outside = set().union(*map(_names, [*node.decorator_list, node.args]))  # read before the body binds anything
     return outside | (_names(node) - ((_names(node, ast.Store) | arguments) - declared))
 
 

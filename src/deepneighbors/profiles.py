@@ -23,6 +23,7 @@ class KnnDknnAttack:
     curve_images: int = 1_000
     extra_images: int = 1_000
     exact_images: int = 500
+    sweep_images: int = 100
     # Network: Adam 1e-3, batch 128, 15 epochs, constant rate (C).
     train_images: int = 60_000
     test_images: int = 10_000
@@ -42,9 +43,11 @@ class KnnDknnAttack:
     margin_steps: int = 300
     margin_targets: int = 4
     dknn_margin_steps: int = 200
+    credible_steps: int = 200
     # Linf radii of the paper's curves (P).
     epsilons: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
     # The adversarially trained network, trained in an L2 ball. The follow-up's recipe needs 70 epochs of 40 steps.
+    robust_train_images: int = 60_000
     robust_epochs: int = 4
     robust_epsilon: float = 2.0
     robust_steps: int = 8
@@ -72,23 +75,26 @@ SETTINGS = {
         "full": KnnDknnAttack(),
         "quick": KnnDknnAttack(
             dknn_database=10_000,
-            clean_images=1_000,
-            knn_images=100,
-            dknn_images=32,
-            rule_images=50,
-            curve_images=16,
-            extra_images=32,
-            exact_images=10,
-            epochs=2,
+            clean_images=500,
+            knn_images=60,
+            dknn_images=16,
+            rule_images=30,
+            curve_images=8,
+            extra_images=8,
+            exact_images=5,
+            sweep_images=20,
+            epochs=1,
             learning_rate=2e-3,
             one_cycle=True,
             steps=100,
             linf_steps=100,
             rule_search_steps=5,
             rule_steps=100,
-            margin_targets=2,
+            margin_targets=1,
             dknn_margin_steps=100,
+            credible_steps=60,
             epsilons=(0.1, 0.2, 0.3),
+            robust_train_images=10_000,
             robust_epochs=1,
             robust_steps=2,
             sweep_guides=(10, 75, 150),
@@ -106,6 +112,7 @@ SETTINGS = {
             curve_images=4,
             extra_images=4,
             exact_images=2,
+            sweep_images=4,
             train_images=2_000,
             test_images=500,
             epochs=2,
@@ -120,6 +127,8 @@ SETTINGS = {
             margin_targets=1,
             dknn_margin_steps=40,
             epsilons=(0.1, 0.3),
+            credible_steps=20,
+            robust_train_images=500,
             robust_epochs=1,
             robust_steps=1,
             sweep_guides=(25, 75),

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
-from deepneighbors.attacks import GradientAttack, MeanAttack, Schedule, VoteMarginAttack
+from deepneighbors.attacks import Attack, GradientAttack, MeanAttack, Schedule, VoteMarginAttack
 from deepneighbors.knn import KNNClassifier
 from deepneighbors.report.figures import Canvas
 from deepneighbors.results import Result
@@ -14,7 +15,7 @@ from deepneighbors.results import Result
 Label = tuple[str, str]  # key of an array or row, and the words for it
 
 
-def _image(axis, pixels: np.ndarray, canvas: Canvas, title: str = "") -> None:
+def _image(axis: Axes, pixels: np.ndarray, canvas: Canvas, title: str = "") -> None:
     axis.imshow(pixels.reshape(28, 28).astype(float), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
@@ -44,7 +45,8 @@ def plane(canvas: Canvas) -> None:
     ours = VoteMarginAttack(guides=20, steps=200, softness=0.05)
     mean = MeanAttack(steps=12)
     means = torch.stack([classifier.x_[classifier.labels_ == c].mean(0) for c in (0, 1)])
-    for axis, attacks in zip(axes, ({"mean": mean}, {"gradient": gradient, "vote margin": ours}), strict=True):
+    shown: list[dict[str, Attack]] = [{"mean": mean}, {"gradient": gradient, "vote margin": ours}]
+    for axis, attacks in zip(axes, shown, strict=True):
         axis.contourf(side, side, region, levels=[-0.5, 0.5, 1.5], colors=canvas.palette[:2], alpha=0.15)
         for c, marker in ((0, "o"), (1, "s")):
             chosen = classifier.x_[classifier.labels_ == c]

@@ -41,7 +41,13 @@ def train_node(run: Run, **robust: Any) -> Node:
     copied = ("train_images", "test_images", "epochs", "learning_rate", "one_cycle")
     config = {name: getattr(run.settings, name) for name in copied} | {"seed": run.seed}
     if robust:
-        config |= {"robust": robust, "epochs": run.settings.robust_epochs, "learning_rate": 2e-3, "one_cycle": True}
+        config |= {
+            "robust": robust,
+            "train_images": run.settings.robust_train_images,
+            "epochs": run.settings.robust_epochs,
+            "learning_rate": 2e-3,
+            "one_cycle": True,
+        }
     return stages.train.node(config)
 
 

@@ -49,7 +49,7 @@ def adaptive_attacks(run: Run) -> list[Attacked]:
     balls = [("linf", 0.2), ("linf", 0.3), ("l2", 2.164), ("l2", 4.0)]
     return [
         Attacked("mnist_cnn", "credible", norm, "credible", dknn(run), inputs, s.extra_images, 64,
-                 {"norm": norm, "epsilon": epsilon}, f"epsilon={epsilon:g}")
+                 {"norm": norm, "epsilon": epsilon, "steps": s.credible_steps}, f"epsilon={epsilon:g}")
         for norm, epsilon in balls
     ]  # fmt: skip
 

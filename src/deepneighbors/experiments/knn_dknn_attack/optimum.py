@@ -88,7 +88,7 @@ def _join(found: Mapping[str, Artifact], prefix: str) -> dict[str, np.ndarray]:
 def sweep_attacks(run: Run) -> list[Attacked]:
     """The gradient attack against its guides and steps, and both attacks against k, on cosine kNN."""
     s, made = run.settings, []
-    n = min(100, s.knn_images)
+    n = s.sweep_images
 
     def gradient(setting: str, classifier: dict, guides: int, steps: int) -> Attacked:
         inputs = (clean_node(run, classifier, images=min(1000, s.clean_images)),)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepneighbors import attacks, data
+from deepneighbors import attacks, data, voronoi
 from deepneighbors.attacks.base import distance
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.knn import KNNClassifier

@@ -18,7 +18,7 @@ from deepneighbors.experiments.knn_dknn_attack.attacked import (
     train_node,
 )
 from deepneighbors.experiments.knn_dknn_attack.stages import digits_of
-from deepneighbors.results import table
+from deepneighbors.results import statistic_row, table
 from deepneighbors.store import Artifact
 
 
@@ -84,6 +84,9 @@ def dknn_attacks(run: Run) -> list[Attacked]:
 def _summarise(run: Run, experiment: str, network: str, attacks: list[Attacked], found: Mapping[str, Artifact]) -> Summary:
     clean = numpy_of(found["clean"])
     rows = clean_rows(run, experiment, network, found["clean"].tensors)
+    for layer, radius in found["clean"].values["radii"].items():
+        names = {"experiment": experiment, "network": network, "attack": "none", "layer": layer, "metric": "eta"}
+        rows.append(statistic_row(radius, n=len(clean["y"]), seed=run.seed, **names))
     arrays: dict[str, np.ndarray] = {}
     for attack in attacks:
         gathered = attack.gather(found)

@@ -1,0 +1,1 @@
+"""What the papers say: their numbers and their claims, as data with its place."""
