@@ -1,0 +1,112 @@
+"""The chapter's experiments at the smoke profile: checked requests, the same rows from a second run, one key a setting."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from deepneighbors import experiments, profiles
+from deepneighbors.errors import InputError
+from deepneighbors.experiments.knn_dknn_attack import artefacts, stages
+from deepneighbors.experiments.knn_dknn_attack.tables import dknn_attacks, knn_attacks
+from deepneighbors.results import to_csv
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A smoke run with a store of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+    yield experiments.Run("knn_dknn_attack", profile="smoke", device="cpu")
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def knn_result(run):
+    return experiments.compute(run, "knn_attack")
+
+
+def test_rows_follow_from_the_arrays(knn_result):
+    table, arrays = knn_result.table, knn_result.arrays
+    for line in ("knn|mean|l2|", "knn|minimum_norm|l2|"):
+        network, attack, norm, _ = line.split("|")
+        chosen = table[(table["network"] == network) & (table["attack"] == attack) & (table["norm"] == norm)]
+        values = chosen.set_index("metric")["value"]
+        won = arrays[f"{line}|success"]
+        assert values["accuracy"] == pytest.approx(1 - won.mean())
+        assert values["mean_l2"] == pytest.approx(arrays[f"{line}|l2"][won].mean(), rel=1e-4)
+
+
+def test_a_second_run_computes_nothing(run, knn_result, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a stage ran again")
+
+    monkeypatch.setattr(stages.ATTACK["mean"].__class__, "__call__", refuse)
+    again = experiments.compute(experiments.Run("knn_dknn_attack", profile="smoke", device="cpu"), "knn_attack")
+    assert to_csv(again.table) == to_csv(knn_result.table)
+
+
+def test_recorded_results_are_found_by_profile(run, knn_result):
+    found = experiments.recorded("knn_dknn_attack", "knn_attack", profile="smoke")
+    assert to_csv(found.table) == to_csv(knn_result.table)
+    assert experiments.recorded("knn_dknn_attack", "sweep", profile="smoke") is None
+
+
+def test_provenance_tells_what_made_it(knn_result):
+    origin = knn_result.provenance
+    assert origin["config"]["profile"] == "smoke" and origin["config"]["knn_images"] == 6
+    assert origin["code_fingerprint"] == experiments.code_fingerprint("knn_dknn_attack", "knn_attack", profile="smoke")
+    assert origin["data_fingerprint"] == "0e5eab0450d8b821"
+
+
+def test_every_node_of_every_profile_can_be_planned():
+    chapter = experiments.CHAPTERS["knn_dknn_attack"]
+    for profile in profiles.PROFILES:
+        run = experiments.Run("knn_dknn_attack", profile=profile, device="cpu")
+        for experiment in chapter.experiments.values():
+            nodes = experiment.nodes(run)
+            assert len({node.key for node in run.store.walk(*nodes.values())}) >= len({n.key for n in nodes.values()})
+
+
+def test_a_slice_keeps_its_key_when_more_digits_are_attacked():
+    few, many = (experiments.Run("knn_dknn_attack", profile="full", device="cpu", n=n) for n in (512, 1024))
+    for lines in (knn_attacks, dknn_attacks):
+        first = next(iter(lines(few)[1].nodes().values()))
+        assert first.key == next(iter(lines(many)[1].nodes().values())).key
+
+
+def test_n_caps_what_is_attacked():
+    run = experiments.Run("knn_dknn_attack", profile="full", device="cpu", n=100)
+    assert run.settings.knn_images == run.settings.dknn_images == 100
+    assert run.settings.clean_images == 9250
+    assert dataclasses.asdict(run.settings)["curve_images"] == 12
+
+
+def test_outsiders_keep_shape_and_box():
+    x, _ = stages.digits_of({"start": 0, "stop": 5}, "cpu")
+    for kind in stages.OUT_OF_DISTRIBUTION:
+        made = stages.outsiders(kind, x, 0)
+        assert made.shape == x.shape and made.min() >= 0 and made.max() <= 1
+        assert not (made == x).all()
+    shuffled = stages.outsiders("shuffled", x, 0)
+    assert np.allclose(shuffled.flatten(1).sort().values, x.flatten(1).sort().values)
+
+
+def test_unit_output_distance_is_the_norm_less_one_along_the_image():
+    x = np.full((2, 1, 4, 4), 0.5)
+    assert artefacts._distance_of_unit_output(0.3 * x, x) == pytest.approx([1.0, 1.0])  # norm 2, less 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chapter": "knn"}, "chapter is 'knn'; allowed are knn_dknn_attack"),
+        ({"profile": "fast"}, "profile is 'fast'; allowed are smoke, quick, full"),
+        ({"seed": -1}, "seed is -1"),
+        ({"device": "tpu"}, "device is 'tpu'; allowed are auto, cpu, cuda"),
+        ({"n": 0}, "n is 0"),
+    ],
+)
+def test_bad_requests_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        experiments.Run(**{"chapter": "knn_dknn_attack", **options})
