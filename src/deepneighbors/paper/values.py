@@ -22,7 +22,7 @@ COLUMNS = (*NAMES, "value", "place", "kind", "tolerance", "reason")
 class PaperValue:
     """One number of a paper: a fraction or a plain number, never a percentage.
 
-    ``tolerance`` is the difference that we accept, set before looking and with its ``reason``; None: no such limit.
+    ``tolerance`` is the difference that we accept, with its ``reason``; None: no such limit.
     """
 
     value: float
@@ -83,11 +83,13 @@ def constant(name: str, *, paper: str = "sitawarin2019", layer: str = "") -> flo
     Raises:
         InputError: there is no such constant.
     """
-    found = {key[-2:-4:-1]: known.value for key, known in _index().items() if key[:2] == (paper, "constant")}
-    if (name, layer) not in found:
-        known = ", ".join(sorted({constant for constant, _ in found})) or "none"
+    found = _read().query("experiment == 'constant'")
+    found = found[found["paper"] == paper]
+    chosen = found[(found["metric"] == name) & (found["layer"] == layer)]
+    if len(chosen) != 1:
+        known = ", ".join(sorted(set(found["metric"]))) or "none"
         raise InputError(f"the constant {name!r} of {paper} (layer {layer!r}) is not known; constants are {known}")
-    return found[name, layer]
+    return float(chosen["value"].iloc[0])
 
 
 @cache

@@ -1,0 +1,257 @@
+"""The papers' numbers and claims: complete, of our vocabulary, and decided as the rule says."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from deepneighbors import experiments, results
+from deepneighbors.errors import InputError
+from deepneighbors.paper import claims, values
+from deepneighbors.paper.claims import Claim, decide
+from deepneighbors.paper.values import PaperValue
+
+PAPER = "sitawarin2019"
+NETWORKS = {"knn", "mnist_cnn", "mnist_cnn/softmax", "mnist_cnn/robust", "mnist_cnn/robust/softmax", "mnist_cnn/robust_knn"}
+ATTACKS = {"", "none", "mean", "naive", "gradient", "feature_adversary", "minimum_norm", "pgd", "carlini_wagner"}
+# Experiments whose rows another one's run writes, and what is no experiment.
+ALSO = {"undefended", "constant"}
+CHAPTER = experiments.CHAPTERS["knn_dknn_attack"]
+
+
+def lookup(experiment, network, attack, metric, **names):
+    return values.lookup(paper=PAPER, experiment=experiment, network=network, attack=attack, metric=metric, **names)
+
+
+# --- Values ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("knn_attack", "knn", "none", "accuracy"), 0.9574),
+        (("knn_attack", "knn", "mean", "mean_l2", "l2"), 8.611),
+        (("dknn_attack", "mnist_cnn", "mean", "accuracy", "l2"), 0.1313),
+        (("dknn_attack", "mnist_cnn", "feature_adversary", "mean_l2", "l2"), 3.459),
+        (("knn_attack", "knn", "gradient", "accuracy", "linf", "epsilon=0.2"), 0.8515),
+        (("dknn_epsilon", "mnist_cnn", "gradient", "accuracy", "linf", "epsilon=0.05"), 0.9614),
+        (("dknn_epsilon", "mnist_cnn", "feature_adversary", "mean_credibility", "linf", "epsilon=0.4"), 0.1383),
+        (("credibility", "mnist_cnn", "none", "accepted", "", "threshold=0.1"), 0.9129),
+        (("credibility", "mnist_cnn", "gradient", "accepted", "linf", "epsilon=0.2;threshold=0.1"), 0.2843),
+        (("credibility", "mnist_cnn", "gradient", "credibility_auc", "linf", "epsilon=0.2"), 0.911),
+        (("undefended", "mnist_cnn/softmax", "carlini_wagner", "mean_l2", "l2"), 1.2745653),
+        (("artefacts", "knn", "gradient", "histogram_count", "l2", "bin=0.686-2.007"), 684),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_known_values_are_found(names, value):
+    names = names + ("", "")[len(names) - 4 :]
+    found = lookup(*names[:4], norm=names[4], setting=names[5])
+    assert found is not None and found.value == pytest.approx(value, abs=1e-9)
+
+
+def test_what_a_paper_does_not_have_is_none_and_an_unknown_paper_is_refused():
+    assert lookup("knn_attack", "knn", "minimum_norm", "accuracy", norm="l2") is None
+    assert lookup("knn_attack", "knn", "mean", "accuracy") is None  # without its norm
+    with pytest.raises(InputError, match="paper is 'sitawarin'; allowed are sitawarin2019"):
+        values.lookup(paper="sitawarin", experiment="knn_attack", metric="accuracy")
+
+
+def test_lookups_are_unique():
+    table = values.table()
+    repeated = table[table.duplicated(list(values.NAMES), keep=False)]
+    assert repeated.empty
+
+
+@pytest.mark.parametrize("row", values.table().to_dict("records"), ids=lambda row: f"{row['experiment']}-{row['metric']}")
+def test_a_value_is_sound_and_of_the_vocabulary(row):
+    assert row["experiment"] in {*CHAPTER.experiments, *ALSO}
+    assert row["network"] in NETWORKS and row["attack"] in ATTACKS and row["norm"] in {"", "l2", "linf"}
+    assert row["kind"] in values.KINDS and row["place"]
+    assert math.isfinite(row["value"]) and row["value"] >= 0
+    assert not (row["metric"].startswith(("accuracy", "accepted", "mean_credibility")) and row["value"] > 1)
+    assert math.isnan(row["tolerance"]) == (row["reason"] == "")  # a tolerance has its reason
+    assert row["tolerance"] > 0 or math.isnan(row["tolerance"])
+    assert row["kind"] != "recalled" or math.isnan(row["tolerance"])
+
+
+def test_the_published_histogram_has_adjacent_bins():
+    known = values.table().query("experiment == 'artefacts' and metric == 'histogram_count'")
+    bins = [setting.removeprefix("bin=").split("-") for setting in known["setting"]]
+    assert known["value"].sum() == 9250
+    assert [end for _, end in bins[:-1]] == [start for start, _ in bins[1:]]
+
+
+def test_constants():
+    assert values.constant("knn_eta") == pytest.approx(0.6146243)
+    assert values.constant("dknn_eta", layer="fc") == pytest.approx(0.194574402)
+    with pytest.raises(InputError, match="constant 'eta' of sitawarin2019 .* constants are dknn_eta, knn_eta"):
+        values.constant("eta")
+
+
+def test_the_table_is_a_copy():
+    values.table()["value"] = 0.0
+    assert lookup("knn_attack", "knn", "none", "accuracy").value == 0.9574
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ((0.10,), "within"),
+        ((0.12,), "within"),
+        ((0.13,), "outside"),
+        ((0.13, 0.11, 0.15), "within"),  # the interval reaches the tolerance
+        ((0.13, 0.125, 0.135), "outside"),
+        ((math.nan,), ""),
+    ],
+)
+def test_verdict_of_a_value(ours, verdict):
+    assert PaperValue(0.1, "p", "published", 0.02, "r").verdict(*ours) == verdict
+    assert PaperValue(0.1, "p", "published").verdict(*ours) == ""
+
+
+# --- Claims ----------------------------------------------------------------------------------------------------
+
+MEAN = "value(experiment='e', attack='mean', metric='mean_l2')"
+GRADIENT = "value(experiment='e', attack='gradient', metric='mean_l2')"
+
+
+def tidy(**distances):
+    """Results of experiment ``e``: (low, value, high) of the mean L2 of each attack."""
+    rows = [
+        results.statistic_row(value, n=100, ci=(low, high), experiment="e", attack=attack, metric="mean_l2")
+        for attack, (low, value, high) in distances.items()
+    ]
+    return results.table(rows)
+
+
+def verdict(query, **distances):
+    return decide(Claim("c", PAPER, "", "", "", query), {"quick": tidy(**distances)})[0]
+
+
+LOW, HIGH, WIDE = (1.9, 2, 2.1), (2.9, 3, 3.1), (2, 2.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "mean", "expected"),
+    [
+        (f"{GRADIENT} < {MEAN}", HIGH, "holds"),
+        (f"{MEAN} >= {GRADIENT}", HIGH, "holds"),
+        (f"{GRADIENT} > {MEAN}", HIGH, "does not hold"),
+        (f"{GRADIENT} < {MEAN}", WIDE, "holds in part"),
+        (f"{GRADIENT} < {MEAN} and {GRADIENT} > 1", HIGH, "holds"),
+        (f"{GRADIENT} < {MEAN} and {GRADIENT} > 9", HIGH, "holds in part"),
+        (f"{GRADIENT} > {MEAN} and {GRADIENT} > 9", HIGH, "does not hold"),
+        (f"{GRADIENT} < {MEAN} and {GRADIENT} > 1", WIDE, "holds in part"),
+        (f"min({GRADIENT}, {MEAN}) < 2.2", HIGH, "holds"),
+        (f"max({GRADIENT}, {MEAN}) < 2.2", HIGH, "does not hold"),
+        (f"within({MEAN}, 3, 0.1)", HIGH, "holds"),
+        (f"within({MEAN}, 3, 0.05)", HIGH, "holds in part"),
+        (f"within({MEAN}, 2, 0.5)", HIGH, "does not hold"),
+        (f"{MEAN} > 1", (math.nan, 3, math.nan), "holds in part"),  # without an interval nothing is decided
+    ],
+)
+def test_a_query_is_decided_by_intervals(query, mean, expected):
+    assert verdict(query, gradient=LOW, mean=mean) == expected
+
+
+def test_a_missing_result_is_not_tested_and_named():
+    claim = Claim("c", PAPER, "", "", "", f"{GRADIENT} < {MEAN}")
+    assert decide(claim, {"quick": tidy(gradient=LOW)}) == ("not tested", "Not run: e, mean, mean_l2")
+    nothing_succeeded = results.table(
+        [results.mean_row([], metric="mean_l2", experiment="e", attack=attack) for attack in ("gradient", "mean")]
+    )
+    assert decide(claim, {"quick": nothing_succeeded})[0] == "not tested"
+    assert decide(claim, {})[0] == "not tested"
+
+
+def test_the_first_profile_with_all_values_decides():
+    claim = Claim("c", PAPER, "", "", "", f"{GRADIENT} < {MEAN}")
+    quick = tidy(gradient=LOW, mean=HIGH)
+    assert decide(claim, {"full": tidy(gradient=HIGH, mean=LOW), "quick": quick})[0] == "does not hold"
+    found, evidence = decide(claim, {"full": tidy(gradient=HIGH), "quick": quick})
+    assert found == "holds" and evidence.endswith(": true (quick profile)")
+
+
+def test_evidence_has_values_intervals_and_n():
+    claim = Claim("c", PAPER, "", "", "", f"{GRADIENT} < {MEAN}")
+    _, evidence = decide(claim, {"full": tidy(gradient=LOW, mean=HIGH)})
+    for text in ("2.00 [1.90, 2.10] n = 100", "3.00 [2.90, 3.10] n = 100", "full"):
+        assert text in evidence.replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "__import__('os').system('true')",
+        f"{MEAN}",
+        f"{MEAN} < 1 or {MEAN} > 2",
+        f"1 < {MEAN} < 2",
+        f"{MEAN} == 1",
+        "value(experiment='e', metric='m' + 'n') < 1",
+        "value(experiment='e', attak='mean') < 1",
+        "value('e') < 1",
+        "value(**{}) < 1",
+        f"within({MEAN}, {GRADIENT}, 1)",
+        "x < 1",
+        "True < 1",
+        "1 <",
+    ],
+)
+def test_what_is_not_of_the_language_is_refused(query):
+    with pytest.raises(InputError, match="query"):
+        claims.parse(query)
+
+
+def test_two_results_of_one_name_are_refused():
+    table = tidy(mean=HIGH)
+    with pytest.raises(InputError, match="2 results are called e, mean, mean_l2; a claim needs one"):
+        decide(Claim("c", PAPER, "", "", "", f"{MEAN} > 1"), {"full": pd.concat([table, table.assign(seed=1)])})
+
+
+@pytest.mark.parametrize("claim", claims.all_claims(), ids=lambda claim: claim.id)
+def test_a_claim_is_sound(claim):
+    assert claim.paper in values.papers() and claim.chapter in experiments.CHAPTERS
+    assert claim.place and claim.sentence.endswith(".")
+    assert claim.query or claim.note
+    for names in claims.selectors(claim.query) if claim.query else []:
+        assert names["experiment"] in {*CHAPTER.experiments, *ALSO}
+        assert names["network"].removesuffix("/released") in NETWORKS and names["attack"] in ATTACKS
+
+
+def test_ids_are_unique():
+    ids = [claim.id for claim in claims.all_claims()]
+    assert len(set(ids)) == len(ids)
+
+
+def synthetic(shift):
+    """A result for each value that a claim asks for: the paper's where it has one, times ``shift``."""
+    rows = {}
+    for claim in claims.all_claims():
+        for names in claims.selectors(claim.query) if claim.query else []:
+            known = lookup(**(names | {"network": names["network"].removesuffix("/released")}))
+            value = min(shift * (known.value if known else 3.0), 1.0 if names["metric"] in ("accuracy", "accepted") else 9)
+            ends = (max(0.0, value - 1e-4), min(value + 1e-4, 1.0) if value <= 1 else value + 1e-4)
+            rows[tuple(names.items())] = results.statistic_row(value, n=9250, ci=ends, **names)
+    return results.table(list(rows.values()))
+
+
+def test_a_rerun_that_gives_the_papers_numbers_confirms_what_rests_on_them():
+    frame = claims.evaluate({"full": synthetic(1.0)})
+    assert list(frame.columns) == ["claim", "paper", "place", "verdict", "evidence"]
+    found = dict(zip([claim.id for claim in claims.all_claims()], frame["verdict"], strict=True))
+    assert found.pop("knn-semantic") == "not tested"
+    assert set(found.values()) == {"holds"}, found
+
+
+def test_a_rerun_at_half_the_papers_numbers_contradicts_them():
+    frame = claims.evaluate({"full": synthetic(0.5)})
+    found = dict(zip([claim.id for claim in claims.all_claims()], frame["verdict"], strict=True))
+    assert found["knn-clean"] == found["knn-mean"] == found["knn-gradient"] == "does not hold"
+    assert found["dknn-gradient"] == "holds in part"  # the accuracy 0 stays
+    assert set(frame["verdict"]) <= set(claims.VERDICTS)
+
+
+def test_without_results_no_claim_is_tested():
+    empty = pd.DataFrame(columns=list(results.COLUMNS))
+    assert set(claims.evaluate({"full": empty, "quick": empty})["verdict"]) == {"not tested"}
