@@ -79,7 +79,7 @@ def test_n_caps_what_is_attacked():
     run = experiments.Run("knn_dknn_attack", profile="full", device="cpu", n=100)
     assert run.settings.knn_images == run.settings.dknn_images == 100
     assert run.settings.clean_images == 9250
-    assert dataclasses.asdict(run.settings)["curve_images"] == 12
+    assert dataclasses.asdict(run.settings)["curve_images"] == 6
 
 
 def test_outsiders_keep_shape_and_box():

@@ -22,6 +22,7 @@ class KnnDknnAttack:
     rule_images: int = 1_000  # by the rules of the 2020 code, ten times slower than ours
     curve_images: int = 1_000
     extra_images: int = 1_000
+    outside_images: int = 1_000  # of each kind that is no digit
     exact_images: int = 500
     sweep_images: int = 100
     # Network: Adam 1e-3, batch 128, 15 epochs, constant rate (C).
@@ -41,14 +42,14 @@ class KnnDknnAttack:
     rule_steps: int = 500
     # Vote-margin attack: ours.
     margin_steps: int = 300
-    margin_targets: int = 4
+    margin_targets: int = 2
     dknn_margin_steps: int = 200
     credible_steps: int = 200
     # Linf radii of the paper's curves (P).
     epsilons: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
     # The adversarially trained network, trained in an L2 ball. The follow-up's recipe needs 70 epochs of 40 steps.
     robust_train_images: int = 60_000
-    robust_epochs: int = 4
+    robust_epochs: int = 10
     robust_epsilon: float = 2.0
     robust_steps: int = 8
     # Sweeps of one choice at a time.
@@ -62,9 +63,9 @@ class KnnDknnAttack:
         shares = {
             "knn_images": 1,
             "dknn_images": 1,
-            "rule_images": 4,
-            "extra_images": 4,
-            "curve_images": 8,
+            "rule_images": 10,
+            "extra_images": 8,
+            "curve_images": 16,
             "exact_images": 10,
         }
         return replace(self, **{name: max(1, min(getattr(self, name), n // share)) for name, share in shares.items()})
@@ -76,6 +77,7 @@ SETTINGS = {
         "quick": KnnDknnAttack(
             dknn_database=10_000,
             clean_images=500,
+            outside_images=100,
             knn_images=60,
             dknn_images=16,
             rule_images=30,
@@ -106,6 +108,7 @@ SETTINGS = {
             knn_database=2_000,
             dknn_database=2_000,
             clean_images=40,
+            outside_images=10,
             knn_images=6,
             dknn_images=4,
             rule_images=4,

@@ -88,7 +88,7 @@ def filtered_attacks(run: Run) -> list[Attacked]:
 
 def _filter_nodes(run: Run) -> Nodes:
     network, clean = _dknn_inputs(run)
-    config = {"classifier": dknn(run), "images": run.settings.clean_images, "seed": run.seed}
+    config = {"classifier": dknn(run), "images": run.settings.outside_images, "seed": run.seed}
     outside = stages.out_of_distribution.node(config, (network,))
     return {"clean": clean, "outside": outside, **all_nodes(filtered_attacks(run))}
 
