@@ -51,9 +51,9 @@ chapter = notebook.start("knn_dknn_attack", globals(), parameters=("profile", "s
 from dataclasses import asdict
 
 import pandas as pd
-from deepneighbors.paper import values
 
 from deepneighbors.networks import MnistCNN
+from deepneighbors.paper import values
 from deepneighbors.report import attack_figures as draw
 from deepneighbors.report.tables import row
 
@@ -747,10 +747,10 @@ chapter.figure(
 # {cite:t}`carlini2017` and projected gradients, by foolbox {cite:p}`rauber2020`.
 
 # %% tags=["hide-input"]
-robust = chapter.result("robust_network")
+undefended, robust = chapter.result("undefended"), chapter.result("robust_network")
 SOFTMAX = {"experiment": "undefended", "network": "mnist_cnn/softmax"}
 chapter.compare(
-    robust,
+    [undefended, robust],
     headings=("Classifier", "Attack", "Metric"),
     rows=[
         row(("network's softmax", "none", "accuracy"), "accuracy", attack="none", in_paper=False, **SOFTMAX),
@@ -769,18 +769,27 @@ chapter.compare(
         row(
             ("robust softmax", "Carlini & Wagner", "mean L2"),
             "mean_l2",
-            experiment="undefended",
+            experiment="robust_network",
             network="mnist_cnn/robust/softmax",
             attack="carlini_wagner",
             norm="l2",
             in_paper=False,
         ),
-        *lines("DkNN on the robust network", "none", "accuracy", network="mnist_cnn/robust", attack="none", in_paper=False),
+        *lines(
+            "DkNN on the robust network",
+            "none",
+            "accuracy",
+            experiment="robust_network",
+            network="mnist_cnn/robust",
+            attack="none",
+            in_paper=False,
+        ),
         *lines(
             "DkNN on the robust network",
             "gradient, as released",
             "accuracy",
             "mean_l2",
+            experiment="robust_network",
             network="mnist_cnn/robust",
             attack="gradient",
             norm="l2",
@@ -791,6 +800,7 @@ chapter.compare(
             "vote margin",
             "accuracy",
             "mean_l2",
+            experiment="robust_network",
             network="mnist_cnn/robust",
             attack="minimum_norm",
             norm="l2",
@@ -899,9 +909,9 @@ assert after < before
 deep = DeepKNN(network, MnistCNN.layers, k=15).fit(x_train, y_train)
 deep.calibrate(digits.x_test[1000:1200], digits.y_test[1000:1200])
 by_votes = attacks.MeanAttack(oracle="votes")(deep, x, y)
-p = deep.p_values(by_votes.x[~by_votes.success])
-own = p.gather(1, y[~by_votes.success, None]).flatten()
-ties = (p == own[:, None]).sum(1) > 1
+p = deep.p_values(by_votes.x)
+own = p.gather(1, y[:, None])
+ties = ((p == own).sum(1) > 1) & ~by_votes.success
 by_p = attacks.MeanAttack(oracle="predict")(deep, x, y)
 {
     "failures by votes": int((~by_votes.success).sum()),

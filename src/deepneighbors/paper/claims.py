@@ -101,8 +101,8 @@ def decide(claim: Claim, results: Mapping[str, pd.DataFrame]) -> tuple[str, str]
         except NotRun as error:
             missing = missing or str(error)
             continue
-        texts = [f"{text}: {_TRUTH[truth]}" for truth, text in parts]
-        return _combine([truth for truth, _ in parts]), f"{'; '.join(texts)} ({profile} profile)"
+        texts = "; ".join(f"{text}: {_TRUTH[truth]}" for truth, text in parts)
+        return _combine([truth for truth, _ in parts]), f"{claim.note} {texts} ({profile} profile)".strip()
     return "not tested", f"Not run: {missing}" if missing else ""
 
 
@@ -129,9 +129,12 @@ def selectors(query: str) -> list[dict[str, str]]:
 
 
 def _combine(truths: list[bool | None]) -> str:
-    if all(truth is True for truth in truths):
-        return "holds"
-    return "does not hold" if all(truth is False for truth in truths) else "holds in part"
+    decided = {truth for truth in truths if truth is not None}
+    if not decided:
+        return "not tested"
+    if decided == {False}:
+        return "does not hold"
+    return "holds" if None not in truths and decided == {True} else "holds in part"
 
 
 def _check_part(part: ast.expr) -> None:
@@ -202,7 +205,7 @@ def _estimate(node: ast.expr, table: pd.DataFrame) -> Estimate:
 def _value(table: pd.DataFrame, names: Mapping[str, str]) -> Estimate:
     """The one row of these names; without an interval it lies anywhere."""
     asked = dict.fromkeys(NAMES, "") | {"dataset": "mnist"} | dict(names)
-    words = ", ".join(value for value in names.values())
+    words = ", ".join(names.values())
     for name, value in asked.items():
         table = table[table[name] == value]
     if len(table) > 1:

@@ -20,6 +20,7 @@ CHAPTER = Chapter(
             artefacts.ARTEFACTS,
             optimum.EXACT,
             optimum.SWEEP,
+            defences.UNDEFENDED,
             defences.ROBUST_NETWORK,
             defences.WEIGHTED,
         )

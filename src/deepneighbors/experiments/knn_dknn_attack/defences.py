@@ -38,26 +38,25 @@ def robust_attacks(run: Run) -> list[Attacked]:
     schedule = {"search_steps": s.search_steps, "steps": s.steps, "released": True}
     gradient = {"constant": 0.5, "batch_size": 64, "schedule": schedule}
     margin = {"steps": s.dknn_margin_steps, "weigh": 5, "batch_size": 64}
-    n = min(s.extra_images, 256)
+    n = s.extra_images
     return [
         Attacked(ROBUST, "gradient", "l2", "gradient", classifier, inputs, n, 64, gradient),
         Attacked(ROBUST, "minimum_norm", "l2", "vote_margin", classifier, inputs, n, 64, margin),
     ]
 
 
+def _softmax_node(run: Run, network: Node) -> Node:
+    return stages.softmax_attacks.node({"images": run.settings.extra_images}, (network,))
+
+
 def _robust_nodes(run: Run) -> Nodes:
     attacks = robust_attacks(run)
     network, clean = attacks[0].inputs
-    softmax = {"images": min(run.settings.extra_images, 256)}
-    return {
-        "network": network, "clean": clean, **all_nodes(attacks), "plain_network": train_node(run),
-        "softmax": stages.softmax_attacks.node(softmax, (network,)),
-        "plain_softmax": stages.softmax_attacks.node(softmax, (train_node(run),)),
-    }  # fmt: skip
+    return {"clean": clean, "softmax": _softmax_node(run, network), **all_nodes(attacks)}
 
 
 def _robust_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
-    """Rows of DkNN on the robust network, and of both networks' own softmax under attack (experiment ``undefended``)."""
+    """DkNN on the robust network, and that network's own softmax."""
     clean = numpy_of(found["clean"])
     rows = clean_rows(run, "robust_network", ROBUST, found["clean"].tensors)
     arrays: dict[str, np.ndarray] = {}
@@ -65,19 +64,24 @@ def _robust_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
         gathered = attack.gather(found)
         rows += attack.rows(run, "robust_network", gathered, clean)
         arrays |= attack.arrays(gathered)
-    for network, name in ((f"{ROBUST}/softmax", "softmax"), ("mnist_cnn/softmax", "plain_softmax")):
-        rows += _softmax_rows(run, network, numpy_of(found[name]))
+    rows += _softmax_rows(run, "robust_network", f"{ROBUST}/softmax", numpy_of(found["softmax"]))
     return table(rows), arrays
 
 
-def _softmax_rows(run: Run, network: str, said: dict[str, np.ndarray]) -> list[dict]:
-    rows = [
-        mean_row(said["clean"], metric="accuracy", experiment="undefended", network=network, attack="none", seed=run.seed)
-    ]
+def _undefended_nodes(run: Run) -> Nodes:
+    return {"softmax": _softmax_node(run, train_node(run))}
+
+
+def _undefended_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
+    return table(_softmax_rows(run, "undefended", "mnist_cnn/softmax", numpy_of(found["softmax"]))), {}
+
+
+def _softmax_rows(run: Run, experiment: str, network: str, said: dict[str, np.ndarray]) -> list[dict]:
+    rows = [mean_row(said["clean"], metric="accuracy", experiment=experiment, network=network, attack="none", seed=run.seed)]
     for attack, norm, setting in (("carlini_wagner", "l2", ""), ("pgd", "linf", "epsilon=0.2")):
         won = said[f"{attack}/success"]
         names: dict[str, Any] = {
-            "experiment": "undefended",
+            "experiment": experiment,
             "network": network,
             "attack": attack,
             "norm": norm,
@@ -100,7 +104,7 @@ def weighted_attacks(run: Run) -> list[Attacked]:
         setting = "uniform" if temperature is None else f"temperature={temperature:g}"
         made.append(
             Attacked("mnist_cnn/weighted", "minimum_norm", "l2", "vote_margin", classifier, inputs,
-                     min(s.extra_images, 128), 64, margin, setting)
+                     s.extra_images, 64, margin, setting)
         )  # fmt: skip
     return made
 
@@ -120,5 +124,6 @@ def _weighted_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
     return table(rows), {}
 
 
+UNDEFENDED = Experiment("undefended", _undefended_nodes, _undefended_summary)
 ROBUST_NETWORK = Experiment("robust_network", _robust_nodes, _robust_summary)
 WEIGHTED = Experiment("weighted_voting", _weighted_nodes, _weighted_summary)

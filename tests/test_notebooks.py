@@ -1,0 +1,35 @@
+"""Each notebook of the book runs at the smoke profile with no other step, and passes the gate."""
+
+import papermill
+import pytest
+
+from deepneighbors.paths import ROOT
+from deepneighbors.report.gate import gate
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_and_passes_the_gate(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "artifacts"))
+    out = tmp_path / path.name
+    papermill.execute_notebook(path, out, parameters={"profile": "smoke"}, progress_bar=False)
+    gate(out)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"profil": "smoke"}, "unknown parameter 'profil'"),
+        ({"profile": "fast"}, "profile is 'fast'; allowed are smoke, quick, full"),
+        ({"profile": "smoke", "device": "tpu"}, "device is 'tpu'"),
+    ],
+)
+def test_wrong_parameters_are_refused(parameters, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "artifacts"))
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "knn_dknn_attack.ipynb", tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
+        )
