@@ -5,7 +5,7 @@ smallest perturbation is therefore the least, over those points j, of a convex q
 the query to the box cut by the half-spaces "x' is nearer to j than to i", one for each training point i of the
 query's own class (Wang et al. 2019, primal-dual; Yang et al. 2020, RBA-Exact).
 
-With p_i the training points and c_i = |p_i|^2 / 2, the score s_i(x') = c_i - p_i . x' orders the points as their
+With p_i the training points and c_i = norm(p_i)^2 / 2, the score s_i(x') = c_i - p_i . x' orders the points as their
 Euclidean distance does. With unit vectors p_i and c_i = 0 it orders them as the cosine does. Both problems are thus
 the same linear one: j wins over i where (p_i - p_j) . x' <= c_i - c_j.
 """
@@ -100,7 +100,7 @@ def minimum_perturbations(
 ) -> list[ExactAnswer]:
     """The smallest L2 perturbations, inside the box, that a 1-NN classifier gets wrong.
 
-    Candidates are taken in increasing order of the half-space bound max(0, s_j - s_i) / |p_i - p_j|, which is a lower
+    Candidates are taken in increasing order of the half-space bound max(0, s_j - s_i) / norm(p_i - p_j), which is a lower
     bound with and without the box, until it exceeds the best distance found. Each program is solved by its dual
     (L-BFGS-B; delta = clip(-A' lambda) to the box) over constraints that are added as they are violated. A candidate
     whose dual value already exceeds the best distance is given up.
@@ -242,10 +242,10 @@ class _OwnClass:
 
 
 def _dual(normals: Array, room: Array, lower: Array, upper: Array, start: Array, limit: float) -> tuple[Array, Array, float]:
-    """min |delta| with normals @ delta <= room and lower <= delta <= upper, by its dual: delta, multipliers, bound.
+    """min norm(delta) with normals @ delta <= room and lower <= delta <= upper, by its dual: delta, multipliers, bound.
 
-    For multipliers lambda >= 0 the Lagrangian |delta|^2 / 2 + lambda . (normals @ delta - room) is least at
-    delta = clip(-normals' lambda), and its value there bounds the optimum |delta|^2 / 2 from below.
+    For multipliers lambda >= 0 the Lagrangian norm(delta)^2 / 2 + lambda . (normals @ delta - room) is least at
+    delta = clip(-normals' lambda), and its value there bounds the optimum norm(delta)^2 / 2 from below.
     """
 
     def value(multipliers: Array) -> tuple[float, Array]:
@@ -279,16 +279,16 @@ def lower_bound_knn(
 ) -> Array:
     """A certified lower bound (B,) on any L2 perturbation that changes the plurality vote of k neighbours.
 
-    Let B_ij = max(0, s_j - s_i) / |p_i - p_j| be the distance to the half-space where j (another class) is at least
+    Let B_ij = max(0, s_j - s_i) / norm(p_i - p_j) be the distance to the half-space where j (another class) is at least
     as near as i (the query's class). Suppose that the vote at x + delta is not the label. Then a of the k neighbours,
     a <= floor(k / 2), are of the label: with more, no other class could reach as many votes, however many classes
     there are and however ties are broken. So k - a >= ceil(k / 2) neighbours j are of other classes, and each of them
-    is at least as near as all points i of the label except those a. Hence |delta| >= B_ij for all i but at most
-    floor(k / 2), that is |delta| >= B_j, the (floor(k / 2) + 1)-th largest B_ij over i; and this holds for at least
+    is at least as near as all points i of the label except those a. Hence norm(delta) >= B_ij for all i but at most
+    floor(k / 2), that is norm(delta) >= B_j, the (floor(k / 2) + 1)-th largest B_ij over i; and this holds for at least
     ceil(k / 2) points j. The bound is the ceil(k / 2)-th smallest B_j. For odd k both ranks are (k + 1) / 2. Votes
     that split over several classes only make a smaller and both ranks stricter.
 
-    Looking at ``n_same`` of the i lowers B_j, which is safe; leaving out j is not. But |p_i - p_j| <= d_i + d_j, so
+    Looking at ``n_same`` of the i lowers B_j, which is safe; leaving out j is not. But norm(p_i - p_j) <= d_i + d_j, so
     B_ij >= (d_j - d_i) / 2, which bounds from below all j beyond the ``n_other`` nearest; the smaller of the two is
     returned. Cosine is the Euclidean bound between unit vectors, times the norm of the query.
 
