@@ -34,7 +34,8 @@ if importlib.util.find_spec("deepneighbors") is None:
 # ## Settings
 #
 # A profile fixes every number of the experiments: `smoke` takes seconds, `quick` minutes, `full` is the paper's scale.
-# `full` shows the recorded results unless there is a GPU or `recompute` is true.
+# `full` shows the recorded results unless there is a GPU or `recompute` is true. All settings are in `profiles.py`; the
+# folded cell lists those of this run.
 
 # %% tags=["parameters"]
 profile = "quick"
@@ -47,7 +48,7 @@ from deepneighbors.report import notebook
 
 chapter = notebook.start("knn_dknn_attack", globals(), parameters=("profile", "seed", "device", "recompute"))
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
 from dataclasses import asdict
 
 import pandas as pd
@@ -113,8 +114,8 @@ chapter.grid(
 chapter.figure(
     draw.plane,
     name="fig-plane",
-    caption="Attacks in the plane, computed by the library on 5-NN with two classes. Left: the mean attack walks towards the mean (cross) of the other class. Right: the gradient attack and ours find a shorter way. Numbers are L2 distances.",
-    alt="Two panels with two clouds of points and the decision regions of 5-NN. An arrow from a starred point crosses the border towards the other class's mean in the left panel; two shorter arrows cross it in the right panel.",
+    caption="Attacks in the plane, computed by the library on 1-NN with two classes. Left: the mean attack walks towards the mean (cross) of the other class. Right: the gradient attack is pulled towards its guides, and the exact smallest step. Numbers are L2 distances.",
+    alt="Two panels with two clouds of points and the decision regions of 1-NN. An arrow from a starred point crosses the border towards the other class's mean in the left panel; two arrows cross it in the right panel, the exact one the shorter.",
 )
 
 # %% tags=["hide-input"]
@@ -138,11 +139,11 @@ knn = chapter.result("knn_attack")
 NEW = {"in_paper": False}
 chapter.compare(
     knn,
-    headings=("Attack", "Version", "Metric"),
+    headings=("Attack", "Version"),
     rows=[
-        row(("none", "", "accuracy"), "accuracy", network="knn", attack="none"),
+        row(("none", ""), "accuracy", network="knn", attack="none"),
         row(
-            ("mean", "as released", "accuracy"),
+            ("mean", "as released"),
             "accuracy",
             network="knn/released",
             attack="mean",
@@ -150,17 +151,17 @@ chapter.compare(
             paper={"network": "knn"},
         ),
         row(
-            ("mean", "as released", "mean L2"),
+            ("mean", "as released"),
             "mean_l2",
             network="knn/released",
             attack="mean",
             norm="l2",
             paper={"network": "knn"},
         ),
-        row(("mean", "corrected", "accuracy"), "accuracy", network="knn", attack="mean", norm="l2"),
-        row(("mean", "corrected", "mean L2"), "mean_l2", network="knn", attack="mean", norm="l2"),
+        row(("mean", "corrected"), "accuracy", network="knn", attack="mean", norm="l2"),
+        row(("mean", "corrected"), "mean_l2", network="knn", attack="mean", norm="l2"),
         row(
-            ("gradient", "as released", "accuracy"),
+            ("gradient", "as released"),
             "accuracy",
             network="knn/released",
             attack="gradient",
@@ -169,7 +170,7 @@ chapter.compare(
             paper={"network": "knn"},
         ),
         row(
-            ("gradient", "as released", "mean L2"),
+            ("gradient", "as released"),
             "mean_l2",
             network="knn/released",
             attack="gradient",
@@ -177,10 +178,10 @@ chapter.compare(
             setting="",
             paper={"network": "knn"},
         ),
-        row(("gradient", "corrected", "accuracy"), "accuracy", network="knn", attack="gradient", norm="l2"),
-        row(("gradient", "corrected", "mean L2"), "mean_l2", network="knn", attack="gradient", norm="l2"),
+        row(("gradient", "corrected"), "accuracy", network="knn", attack="gradient", norm="l2"),
+        row(("gradient", "corrected"), "mean_l2", network="knn", attack="gradient", norm="l2"),
         row(
-            ("minimum norm", "rules of 2020", "accuracy"),
+            ("minimum norm", "rules of 2020"),
             "accuracy",
             network="knn/released",
             attack="minimum_norm",
@@ -188,17 +189,17 @@ chapter.compare(
             **NEW,
         ),
         row(
-            ("minimum norm", "rules of 2020", "mean L2"),
+            ("minimum norm", "rules of 2020"),
             "mean_l2",
             network="knn/released",
             attack="minimum_norm",
             norm="l2",
             **NEW,
         ),
-        row(("vote margin", "strongest", "accuracy"), "accuracy", network="knn", attack="minimum_norm", norm="l2", **NEW),
-        row(("vote margin", "strongest", "mean L2"), "mean_l2", network="knn", attack="minimum_norm", norm="l2", **NEW),
+        row(("vote margin", "strongest"), "accuracy", network="knn", attack="minimum_norm", norm="l2", **NEW),
+        row(("vote margin", "strongest"), "mean_l2", network="knn", attack="minimum_norm", norm="l2", **NEW),
         row(
-            ("vote margin", "strongest, right before", "mean L2"),
+            ("vote margin", "strongest, right before"),
             "mean_l2_initially_correct",
             network="knn",
             attack="minimum_norm",
@@ -206,7 +207,7 @@ chapter.compare(
             **NEW,
         ),
         row(
-            ("gradient, Linf 0.2", "as released", "accuracy"),
+            ("gradient, Linf 0.2", "as released"),
             "accuracy",
             network="knn/released",
             attack="gradient",
@@ -215,7 +216,7 @@ chapter.compare(
             paper={"network": "knn"},
         ),
         row(
-            ("gradient, Linf 0.3", "as released", "accuracy"),
+            ("gradient, Linf 0.3", "as released"),
             "accuracy",
             network="knn/released",
             attack="gradient",
@@ -224,7 +225,7 @@ chapter.compare(
             **NEW,
         ),
         row(
-            ("vote margin, Linf", "strongest", "mean Linf"),
+            ("vote margin, Linf", "strongest"),
             "mean_linf",
             network="knn",
             attack="minimum_norm",
@@ -255,28 +256,28 @@ artefacts = chapter.result("artefacts")
 gradient = {"network": "knn/released", "attack": "gradient", "norm": "l2"}
 chapter.compare(
     artefacts,
-    headings=("Question", "Number"),
+    headings=("Question",),
     rows=[
         row(
-            ("mean attack on kNN, means of norm 1", "failures"),
+            "mean attack on kNN, means of norm 1",
             "failures",
             network="knn/released",
             attack="mean",
             kind="plain",
             **NEW,
         ),
-        row(("mean attack on kNN, means of norm 1", "mean L2"), "mean_l2", network="knn/released", attack="mean", **NEW),
-        row(("mean attack on kNN, raw means", "failures"), "failures", network="knn", attack="mean", kind="plain", **NEW),
+        row("mean attack on kNN, means of norm 1", "mean_l2", network="knn/released", attack="mean", **NEW),
+        row("mean attack on kNN, raw means", "failures", network="knn", attack="mean", kind="plain", **NEW),
         row(
-            ("mean attack on kNN, raw means, output of norm 1", "mean L2"),
+            "mean attack on kNN, raw means, output of norm 1",
             "mean_l2_unit_output",
             network="knn",
             attack="mean",
             **NEW,
         ),
-        row(("gradient attack, outputs of norm 1", "mean L2"), "mean_l2_unit_output", **gradient, **NEW),
+        row("gradient attack, outputs of norm 1", "mean_l2_unit_output", **gradient, **NEW),
         row(
-            ("published histogram to ours, as returned", "total variation"),
+            "published histogram to ours, as returned",
             "histogram_distance",
             setting="as returned",
             kind="plain",
@@ -284,7 +285,7 @@ chapter.compare(
             **NEW,
         ),
         row(
-            ("published histogram to ours, norm 1", "total variation"),
+            "published histogram to ours, norm 1",
             "histogram_distance",
             setting="unit outputs",
             kind="plain",
@@ -292,7 +293,7 @@ chapter.compare(
             **NEW,
         ),
         row(
-            ("published histogram to the best mixture", "total variation"),
+            "published histogram to the best mixture",
             "histogram_distance",
             setting="best mixture",
             kind="plain",
@@ -300,27 +301,27 @@ chapter.compare(
             **NEW,
         ),
         row(
-            ("share of norm-1 outputs in that mixture", "share"),
+            "share of norm-1 outputs in that mixture",
             "unit_output_share",
             setting="best mixture",
             **gradient,
             **NEW,
         ),
         row(
-            ("mean attack on DkNN, search by votes", "accuracy"),
+            "mean attack on DkNN, search by votes",
             "accuracy",
             network="mnist_cnn/released",
             attack="mean",
             **NEW,
         ),
         row(
-            ("of those digits, kept right by tied p-values", "share"),
+            "of those digits, kept right by tied p-values",
             "tied_share",
             network="mnist_cnn/released",
             attack="mean",
             **NEW,
         ),
-        row(("mean attack on DkNN, search by p-values", "accuracy"), "accuracy", network="mnist_cnn", attack="mean", **NEW),
+        row("mean attack on DkNN, search by p-values", "accuracy", network="mnist_cnn", attack="mean", **NEW),
     ],
     name="tab-artefacts",
     caption="Tests of the explanations. Total variation is 0 for equal histograms and 1 for disjoint ones.",
@@ -356,14 +357,13 @@ OURS = {"network": "mnist_cnn", "norm": "l2", "attack": "minimum_norm", "in_pape
 
 def lines(words, version, *metrics, **names):
     """One row for each metric of an attack."""
-    titles = {"accuracy": "accuracy", "mean_l2": "mean L2", "mean_linf": "mean Linf", "mean_credibility": "credibility"}
-    return [row((words, version, titles[metric]), metric, **names) for metric in metrics]
+    return [row((words, version), metric, **names) for metric in metrics]
 
 
 L2 = ("accuracy", "mean_l2", "mean_credibility")
 chapter.compare(
     dknn,
-    headings=("Attack", "Version", "Metric"),
+    headings=("Attack", "Version"),
     rows=[
         *lines("none", "", "accuracy", "mean_credibility", network="mnist_cnn", attack="none"),
         *lines("mean", "as released", *L2, attack="mean", norm="l2", **RELEASED),
@@ -372,7 +372,7 @@ chapter.compare(
         *lines("gradient", "as released", *L2, attack="gradient", norm="l2", **RELEASED),
         *lines("gradient", "corrected", *L2, network="mnist_cnn", attack="gradient", norm="l2", in_paper=False),
         *lines("vote margin", "strongest", *L2, **OURS),
-        row(("vote margin", "strongest, right before", "mean L2"), "mean_l2_initially_correct", **OURS),
+        row(("vote margin", "strongest, right before"), "mean_l2_initially_correct", **OURS),
         *lines(
             "feature adversary, Linf 0.2",
             "as released",
@@ -455,12 +455,12 @@ chapter.figure(
 epsilon = chapter.result("dknn_epsilon")
 chapter.compare(
     epsilon,
-    headings=("Attack", "Radius", "Metric"),
+    headings=("Attack", "Radius"),
     rows=[
-        row((words, f"{e:g}", title), metric, network="mnist_cnn", attack=attack, norm="linf", setting=f"epsilon={e:g}")
+        row((words, f"{e:g}"), metric, network="mnist_cnn", attack=attack, norm="linf", setting=f"epsilon={e:g}")
         for attack, words in (("gradient", "gradient"), ("feature_adversary", "feature adversary"))
         for e in chapter.run.settings.epsilons
-        for metric, title in (("accuracy", "accuracy"), ("mean_credibility", "credibility"))
+        for metric in ("accuracy", "mean_credibility")
     ],
     name="tab-epsilon",
     caption="DkNN in Linf balls (the paper's figures of accuracy and credibility against the radius).",
@@ -494,15 +494,15 @@ def accepted(words, attack, norm="", setting="", network="mnist_cnn", **more):
     """Rows of one kind of image: what the filter accepts, and the AUC against clean digits."""
     at = ";".join(filter(None, (setting, "threshold=0.1")))
     names = {"network": network, "attack": attack, "norm": norm}
-    rows = [row((words, "accepted at 0.1"), "accepted", setting=at, **names, **more)]
+    rows = [row(words, "accepted", setting=at, **names, **more)]
     if attack != "none":
-        rows.append(row((words, "AUC"), "credibility_auc", setting=setting, **names, **more))
+        rows.append(row(words, "credibility_auc", setting=setting, **names, **more))
     return rows
 
 
 chapter.compare(
     credibility,
-    headings=("Images", "Metric"),
+    headings=("Images",),
     rows=[
         *accepted("clean", "none"),
         *accepted("clean, trimmed calibration", "none", network="mnist_cnn/trimmed", in_paper=False),
@@ -549,24 +549,19 @@ chapter.figure(
 adaptive = chapter.result("adaptive")
 chapter.compare(
     adaptive,
-    headings=("Ball", "Metric"),
+    headings=("Ball",),
     rows=[
-        row((ball, title), metric, network="mnist_cnn", attack="credible", norm=norm, setting=setting, in_paper=False)
+        row(ball, metric, network="mnist_cnn", attack="credible", norm=norm, setting=setting, in_paper=False)
         for ball, norm, setting in (
             ("Linf 0.2", "linf", "epsilon=0.2"),
             ("Linf 0.3", "linf", "epsilon=0.3"),
             ("L2 2.164", "l2", "epsilon=2.164"),
             ("L2 4", "l2", "epsilon=4"),
         )
-        for metric, title in (
-            ("accuracy", "accuracy"),
-            ("mean_credibility", "credibility of successes"),
-            ("accepted", "accepted at 0.1"),
-            ("credibility_auc", "AUC against clean"),
-        )
+        for metric in ("accuracy", "mean_credibility", "accepted", "credibility_auc")
     ],
     name="tab-adaptive",
-    caption="The credible attack on DkNN.",
+    caption="The credible attack on DkNN. Credibility is the mean over successes; accepted is the share of them above 0.1; the AUC is against clean digits.",
 )
 
 # %% tags=["hide-input"]
@@ -677,11 +672,11 @@ chapter.figure(
 exact = chapter.result("exact")
 chapter.compare(
     exact,
-    headings=("Classifier", "Attack", "Metric"),
+    headings=("Classifier", "Attack"),
     rows=[
         *[
             row(
-                (words, name, title),
+                (words, name),
                 metric,
                 network=f"knn/1nn_{kind}",
                 attack=attack,
@@ -691,15 +686,15 @@ chapter.compare(
             )
             for kind, words in (("l2", "1-NN, Euclidean"), ("cosine", "1-NN, cosine"))
             for attack, name, metrics in (
-                ("exact", "exact", (("mean_l2", "mean L2"), ("certified_gap", "certified gap"))),
-                ("mean", "mean", (("mean_l2", "mean L2"), ("ratio_to_exact", "ratio"))),
-                ("gradient", "gradient, corrected", (("mean_l2", "mean L2"), ("ratio_to_exact", "ratio"))),
-                ("minimum_norm", "vote margin", (("mean_l2", "mean L2"), ("ratio_to_exact", "ratio"))),
+                ("exact", "exact", ("mean_l2", "certified_gap")),
+                ("mean", "mean", ("mean_l2", "ratio_to_exact")),
+                ("gradient", "gradient, corrected", ("mean_l2", "ratio_to_exact")),
+                ("minimum_norm", "vote margin", ("mean_l2", "ratio_to_exact")),
             )
-            for metric, title in metrics
+            for metric in metrics
         ],
         row(
-            ("75-NN, cosine", "any", "certified lower bound"),
+            ("75-NN, cosine", "any"),
             "lower_bound_l2",
             network="knn",
             attack="exact",
@@ -751,15 +746,13 @@ undefended, robust = chapter.result("undefended"), chapter.result("robust_networ
 SOFTMAX = {"experiment": "undefended", "network": "mnist_cnn/softmax"}
 chapter.compare(
     [undefended, robust],
-    headings=("Classifier", "Attack", "Metric"),
+    headings=("Classifier", "Attack"),
     rows=[
-        row(("network's softmax", "none", "accuracy"), "accuracy", attack="none", in_paper=False, **SOFTMAX),
+        row(("network's softmax", "none"), "accuracy", attack="none", in_paper=False, **SOFTMAX),
+        row(("network's softmax", "Carlini & Wagner"), "accuracy", attack="carlini_wagner", norm="l2", **SOFTMAX),
+        row(("network's softmax", "Carlini & Wagner"), "mean_l2", attack="carlini_wagner", norm="l2", **SOFTMAX),
         row(
-            ("network's softmax", "Carlini & Wagner", "accuracy"), "accuracy", attack="carlini_wagner", norm="l2", **SOFTMAX
-        ),
-        row(("network's softmax", "Carlini & Wagner", "mean L2"), "mean_l2", attack="carlini_wagner", norm="l2", **SOFTMAX),
-        row(
-            ("network's softmax", "PGD, Linf 0.2", "accuracy"),
+            ("network's softmax", "PGD, Linf 0.2"),
             "accuracy",
             attack="pgd",
             norm="linf",
@@ -767,7 +760,7 @@ chapter.compare(
             **SOFTMAX,
         ),
         row(
-            ("robust softmax", "Carlini & Wagner", "mean L2"),
+            ("robust softmax", "Carlini & Wagner"),
             "mean_l2",
             experiment="robust_network",
             network="mnist_cnn/robust/softmax",
@@ -815,13 +808,13 @@ chapter.compare(
 weighted = chapter.result("weighted_voting")
 chapter.compare(
     weighted,
-    headings=("Votes", "Attack", "Metric"),
+    headings=("Votes", "Attack"),
     rows=[
         line
         for setting in ["uniform", *(f"temperature={t:g}" for t in chapter.run.settings.temperatures)]
         for line in (
             row(
-                (setting, "none", "accuracy"),
+                (setting, "none"),
                 "accuracy",
                 network="mnist_cnn/weighted",
                 attack="none",
@@ -829,7 +822,7 @@ chapter.compare(
                 in_paper=False,
             ),
             row(
-                (setting, "vote margin", "accuracy"),
+                (setting, "vote margin"),
                 "accuracy",
                 network="mnist_cnn/weighted",
                 attack="minimum_norm",
@@ -837,7 +830,7 @@ chapter.compare(
                 in_paper=False,
             ),
             row(
-                (setting, "vote margin", "mean L2"),
+                (setting, "vote margin"),
                 "mean_l2",
                 network="mnist_cnn/weighted",
                 attack="minimum_norm",

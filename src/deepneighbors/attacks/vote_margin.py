@@ -207,8 +207,9 @@ class Ball:
     def __init__(self, norm: str, x: Tensor):
         self.norm, self.origin, self.image = norm, x, x.clone()
         self.shape = (-1, *[1] * (x.ndim - 1))
-        self.radius = torch.full((len(x),), 1.0 if norm == "l2" else 0.05, device=x.device)
-        self.rate = 1.0 if norm == "l2" else 0.05
+        # The first radius and step: in root mean square a 28th of the box, which is an L2 norm of 1 for 28 x 28 pixels.
+        self.rate = x[0].numel() ** 0.5 / 28 if norm == "l2" else 0.05
+        self.radius = torch.full((len(x),), self.rate, device=x.device)
         self.arrived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def step(self, gradient: Tensor, adversarial: Tensor, pace: float) -> None:

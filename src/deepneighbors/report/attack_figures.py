@@ -7,10 +7,11 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from deepneighbors.attacks import Attack, GradientAttack, MeanAttack, Schedule, VoteMarginAttack
+from deepneighbors.attacks import GradientAttack, MeanAttack, Schedule
 from deepneighbors.knn import KNNClassifier
 from deepneighbors.report.figures import Canvas
 from deepneighbors.results import Result
+from deepneighbors.voronoi import minimum_perturbation
 
 Label = tuple[str, str]  # key of an array or row, and the words for it
 
@@ -26,43 +27,44 @@ def _image(axis: Axes, pixels: np.ndarray, canvas: Canvas, title: str = "") -> N
 
 
 def plane_problem() -> tuple[KNNClassifier, torch.Tensor, torch.Tensor]:
-    """Two classes of 40 points in the unit square, 5-NN by L2, and one point to attack."""
+    """Two classes of 20 points in the unit square, 1-NN by L2, and one point to attack."""
     generator = torch.Generator().manual_seed(4)
-    y = torch.arange(80) % 2
+    y = torch.arange(40) % 2
     centres = torch.tensor([[0.32, 0.4], [0.7, 0.62]])
-    x = (centres[y] + 0.13 * torch.randn(80, 2, generator=generator)).clamp(0, 1)
-    return KNNClassifier(k=5, metric="l2").fit(x, y), torch.tensor([[0.25, 0.5]]), torch.tensor([0])
+    x = (centres[y] + 0.12 * torch.randn(40, 2, generator=generator)).clamp(0, 1)
+    return KNNClassifier(k=1, metric="l2").fit(x, y), torch.tensor([[0.25, 0.5]]), torch.tensor([0])
 
 
 def plane(canvas: Canvas) -> None:
-    """Where the mean attack, the gradient attack and the vote-margin attack end in the plane."""
+    """Where the mean attack, the gradient attack and the exact smallest step end in the plane."""
     classifier, point, label = plane_problem()
     figure, axes = canvas(1, 2, size=(7, 3.3), sharey=True)
-    side = torch.linspace(0, 1, 160)
-    grid = torch.cartesian_prod(side, side)
-    region = classifier.predict(grid).reshape(160, 160).T
-    gradient = GradientAttack(guides=5, constant=1.0, steepness=20.0, schedule=Schedule(steps=200))
-    ours = VoteMarginAttack(guides=20, steps=200, softness=0.05)
-    mean = MeanAttack(steps=12)
+    gradient = GradientAttack(guides=3, constant=1.0, steepness=20.0, schedule=Schedule(steps=200))
+    exact = minimum_perturbation(point[0], 0, classifier.x_, classifier.labels_)
+    ends = [
+        {"mean": MeanAttack(steps=12)(classifier, point, label).x[0]},
+        {"gradient": gradient(classifier, point, label).x[0], "exact": torch.as_tensor(exact.x_adv)},
+    ]
     means = torch.stack([classifier.x_[classifier.labels_ == c].mean(0) for c in (0, 1)])
-    shown: list[dict[str, Attack]] = [{"mean": mean}, {"gradient": gradient, "vote margin": ours}]
-    for axis, attacks in zip(axes, shown, strict=True):
-        axis.contourf(side, side, region, levels=[-0.5, 0.5, 1.5], colors=canvas.palette[:2], alpha=0.15)
-        for c, marker in ((0, "o"), (1, "s")):
-            chosen = classifier.x_[classifier.labels_ == c]
-            axis.scatter(*chosen.T, s=12, marker=marker, color=canvas.palette[c], linewidths=0)
-        axis.scatter(*point.T, s=60, marker="*", color=canvas.ink, zorder=4)
-        for number, (name, attack) in enumerate(attacks.items()):
-            found = attack(classifier, point, label)
-            colour = canvas.palette[3 + number]
-            axis.annotate(
-                "", found.x[0].tolist(), point[0].tolist(), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2}
-            )
-            axis.plot([], [], color=colour, lw=2, label=f"{name}: {float(found.distance):.3f}")
-        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="first pixel")
+    for axis, found in zip(axes, ends, strict=True):
+        _plane_background(axis, canvas, classifier)
+        axis.scatter(point[:, 0], point[:, 1], s=60, marker="*", color=canvas.ink, zorder=4)
+        for (name, end), colour in zip(found.items(), canvas.palette[3:], strict=False):
+            axis.annotate("", end.tolist(), point[0].tolist(), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
+            axis.plot([], [], color=colour, lw=2, label=f"{name}: {float((end - point[0]).norm()):.3f}")
         axis.legend(loc="upper left", fontsize=8)
-    axes[0].scatter(*means.T, s=70, marker="X", color=canvas.palette[:2], edgecolors=canvas.ink, zorder=4)
+    axes[0].scatter(means[:, 0], means[:, 1], s=70, marker="X", color=canvas.palette[:2], edgecolors=canvas.ink, zorder=4)
     axes[0].set(ylabel="second pixel")
+
+
+def _plane_background(axis: Axes, canvas: Canvas, classifier: KNNClassifier) -> None:
+    side = torch.linspace(0, 1, 160)
+    region = classifier.predict(torch.cartesian_prod(side, side)).reshape(160, 160).T
+    axis.contourf(side, side, region, levels=[-0.5, 0.5, 1.5], colors=canvas.palette[:2], alpha=0.15)
+    for c, marker in ((0, "o"), (1, "s")):
+        chosen = classifier.x_[classifier.labels_ == c]
+        axis.scatter(chosen[:, 0], chosen[:, 1], s=12, marker=marker, color=canvas.palette[c], linewidths=0)
+    axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="first pixel")
 
 
 def soft_threshold(canvas: Canvas, eta: float) -> None:

@@ -26,7 +26,13 @@ _SPACE = "\N{NO-BREAK SPACE}"
 _WORDS = {
     "mean_l2": "mean L2",
     "mean_linf": "mean Linf",
-    "credibility_auc": "credibility AUC",
+    "mean_l2_initially_correct": "mean L2",
+    "mean_l2_unit_output": "mean L2, scaled",
+    "mean_credibility": "credibility",
+    "credibility_auc": "AUC",
+    "histogram_distance": "total variation",
+    "ratio_to_exact": "ratio to exact",
+    "lower_bound_l2": "lower bound, L2",
     "auc": "AUC",
 }
 
