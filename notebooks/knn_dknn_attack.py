@@ -82,7 +82,7 @@ chapter.grid(
 #
 # With the nonconformity $A$ of held-out digits and their true labels, the p-value of label $j$ and the prediction are
 #
-# $$p_j(x) = \frac{|\{a \in A : a \ge \alpha(x, j)\}|}{|A|}, \qquad \hat y = \arg\max_j p_j(x), \qquad
+# $$p_j(x) = \frac{|\{a \in A : a \ge \alpha(x, j)\}|}{|A|}, \qquad \hat y = \operatorname{argmax}_j p_j(x), \qquad
 # \text{credibility} = \max_j p_j(x).$$
 #
 # The network has three convolutions and a linear layer; all four outputs are used. For 750 digits set aside to

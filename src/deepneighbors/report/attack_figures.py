@@ -50,7 +50,7 @@ def plane(canvas: Canvas) -> None:
         _plane_background(axis, canvas, classifier)
         axis.scatter(point[:, 0], point[:, 1], s=60, marker="*", color=canvas.ink, zorder=4)
         for (name, end), colour in zip(found.items(), canvas.palette[3:], strict=False):
-            axis.annotate("", end.tolist(), point[0].tolist(), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
+            axis.annotate("", end.tolist(), point[0].tolist(), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0})
             axis.plot([], [], color=colour, lw=2, label=f"{name}: {float((end - point[0]).norm()):.3f}")
         axis.legend(loc="upper left", fontsize=8)
     axes[0].scatter(means[:, 0], means[:, 1], s=70, marker="X", color=canvas.palette[:2], edgecolors=canvas.ink, zorder=4)
