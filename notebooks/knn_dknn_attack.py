@@ -56,7 +56,7 @@ import pandas as pd
 from deepneighbors.networks import MnistCNN
 from deepneighbors.paper import values
 from deepneighbors.report import attack_figures as draw
-from deepneighbors.report.tables import row
+from deepneighbors.report.tables import estimate, row, select
 
 settings = pd.DataFrame(
     {"setting": list(asdict(chapter.run.settings)), "value": [str(v) for v in asdict(chapter.run.settings).values()]}
@@ -252,6 +252,43 @@ chapter.compare(
 #   the cause stays open, since the authors' saved images are lost.
 
 # %% tags=["hide-input"]
+knn_shown, dknn_shown = chapter.shown("knn_attack"), chapter.shown("dknn_attack")
+
+
+def cell(result, network, attack, metric):
+    """One number with its interval and n, as a cell."""
+    if not result:
+        return "*not run*"
+    one = select(result.table, network=network, attack=attack, norm="l2", metric=metric)
+    return estimate(one["value"], one["ci_low"], one["ci_high"], one["n"], as_percent=metric == "accuracy")
+
+
+def version(words, result, network, attack, metric, title):
+    """A line: the paper's number, then ours as released, corrected and strongest."""
+    names = {"paper": "sitawarin2019", "experiment": result.name, "network": network, "attack": attack, "norm": "l2"}
+    printed = values.lookup(metric=metric, **names)
+    return {
+        "Attack": f"{words}, {title}",
+        "paper": f"{100 * printed.value:.4g} %" if metric == "accuracy" else f"{printed.value:.4g}",
+        "as released": cell(result, f"{network}/released", attack, metric),
+        "corrected": cell(result, network, attack, metric),
+        "strongest": cell(result, network, "minimum_norm", metric),
+    }
+
+
+lines_ = [
+    version(f"{attack} on {words}", result, network, attack, metric, title)
+    for words, result, network in (("kNN", knn_shown, "knn"), ("DkNN", dknn_shown, "mnist_cnn"))
+    for attack in ("mean", "gradient")
+    for metric, title in (("accuracy", "accuracy"), ("mean_l2", "mean L2"))
+]
+chapter.grid(
+    pd.DataFrame(lines_),
+    name="tab-versions",
+    caption=f"The numbers in question: the paper's, and ours as the released code runs, corrected, and with the strongest attack in its place ({chapter.source(knn_shown, dknn_shown)}).",
+)
+
+# %% tags=["hide-input"]
 artefacts = chapter.result("artefacts")
 gradient = {"network": "knn/released", "attack": "gradient", "norm": "l2"}
 chapter.compare(
@@ -412,7 +449,6 @@ chapter.compare(
 )
 
 # %% tags=["hide-input"]
-knn_shown, dknn_shown = chapter.shown("knn_attack"), chapter.shown("dknn_attack")
 chapter.figure(
     lambda canvas: draw.robustness_curves(
         canvas,
@@ -443,6 +479,24 @@ chapter.figure(
     caption=f"Accuracy against the size of the L2 perturbation ({chapter.source(knn_shown, dknn_shown)}). A digit falls at its smallest verified perturbation. An attack of fixed iterations that fails on a digit never falls there.",
     alt="Two panels of falling curves, kNN and DkNN. The vote-margin attack's curve falls first in both, the mean attack's last.",
     needs=[knn_shown, dknn_shown],
+)
+
+# %% tags=["hide-input"]
+dknn_histogram = values.table().query("experiment == 'dknn_attack' and metric == 'histogram_count'")
+dknn_histogram = dknn_histogram[dknn_histogram["setting"].str.startswith("guides=75;")]
+distances = {
+    words: dknn_shown.arrays[f"{key}|l2"][dknn_shown.arrays[f"{key}|success"]]
+    for key, words in (
+        ("mnist_cnn/released|gradient|l2|", "ours, gradient"),
+        ("mnist_cnn|minimum_norm|l2|", "ours, vote margin"),
+    )
+}
+chapter.figure(
+    lambda canvas: draw.distance_histogram(canvas, dknn_histogram, distances),
+    name="fig-dknn-distances",
+    caption=f"Distances of successful attacks on DkNN: the authors' histogram of the gradient attack, and ours ({chapter.source(dknn_shown)}).",
+    alt="Histogram with one hump near 2 from the authors' notebook. Ours of the gradient attack follows it; the vote-margin attack's lies to the left.",
+    needs=[dknn_shown],
 )
 
 # %% [markdown]

@@ -18,7 +18,9 @@ def _mathml(node: nodes.Element, *, display: str) -> str:
     text = convert(node.astext(), display=display)
     unknown = _UNKNOWN.search(text)
     if unknown:
-        raise ExtensionError(f"the equation {node.astext()!r} uses \\{unknown.group(1)}, which MathML conversion does not know")
+        raise ExtensionError(
+            f"the equation {node.astext()!r} uses \\{unknown.group(1)}, which MathML conversion does not know"
+        )
     return text
 
 

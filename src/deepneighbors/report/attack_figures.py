@@ -50,7 +50,12 @@ def plane(canvas: Canvas) -> None:
         _plane_background(axis, canvas, classifier)
         axis.scatter(point[:, 0], point[:, 1], s=60, marker="*", color=canvas.ink, zorder=4)
         for (name, end), colour in zip(found.items(), canvas.palette[3:], strict=False):
-            axis.annotate("", end.tolist(), point[0].tolist(), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0})
+            axis.annotate(
+                "",
+                end.tolist(),
+                point[0].tolist(),
+                arrowprops={"arrowstyle": "->", "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0},
+            )
             axis.plot([], [], color=colour, lw=2, label=f"{name}: {float((end - point[0]).norm()):.3f}")
         axis.legend(loc="upper left", fontsize=8)
     axes[0].scatter(means[:, 0], means[:, 1], s=70, marker="X", color=canvas.palette[:2], edgecolors=canvas.ink, zorder=4)
@@ -240,16 +245,14 @@ def layer_shares(
 
 
 def distance_histogram(canvas: Canvas, published: pd.DataFrame, samples: Mapping[str, np.ndarray]) -> None:
-    """Published counts of the kNN gradient attack's distances, and our explanations of them, in the same bins."""
+    """Published counts of an attack's distances (settings ``bin=low-high``), and samples of ours in the same bins."""
     figure, axis = canvas(size=(6, 3.2))
-    starts = np.array([float(setting.removeprefix("bin=").split("-")[0]) for setting in published["setting"]])
-    ends = np.array([float(setting.removeprefix("bin=").split("-")[1]) for setting in published["setting"]])
-    order = np.argsort(starts)
-    edges = np.append(starts[order], ends.max())
-    share = published["value"].to_numpy(float)[order] / published["value"].sum()
-    axis.stairs(share, edges, fill=True, color=canvas.muted, alpha=0.5, label="published")
+    bins = published["setting"].str.extract(r"bin=([\d.]+)-([\d.]+)").astype(float).sort_values(0)
+    counts = published.loc[bins.index, "value"].to_numpy(float)
+    edges = np.append(bins[0].to_numpy(), bins[1].max())
+    axis.stairs(counts / counts.sum(), edges, fill=True, color=canvas.muted, alpha=0.5, label="published")
     for (words, sample), colour in zip(samples.items(), canvas.palette, strict=False):
-        counts, _ = np.histogram(np.clip(sample, edges[0], edges[-1] - 1e-6), edges)
-        axis.stairs(counts / counts.sum(), edges, color=colour, lw=2, label=words)
+        ours, _ = np.histogram(np.clip(sample, edges[0], edges[-1] - 1e-6), edges)
+        axis.stairs(ours / max(1, ours.sum()), edges, color=colour, lw=2, label=words)
     axis.set(xlabel="L2 distance", ylabel="share of digits")
     axis.legend(fontsize=8)
