@@ -122,8 +122,9 @@ chapter.figure(
 clean_knn = chapter.shown("knn_attack")
 chapter.figure(
     lambda canvas: draw.soft_threshold(canvas, chapter.value(clean_knn, metric="eta", layer="pixels")),
+    needs=[clean_knn],
     name="fig-threshold",
-    caption="The sigmoid as a soft threshold at η, the mean distance to the 75th neighbour in the released code. At the released steepness it is nearly a straight line over the distances that occur.",
+    caption="The sigmoid as a soft threshold at η, the mean distance of clean digits to their 75th neighbour. At the released steepness it is nearly a straight line over the distances that occur.",
     alt="Weight of a guide against its distance: a dashed step at eta and four sigmoids of increasing steepness; the released one, with a equal to 4, falls slowly.",
 )
 
@@ -238,18 +239,17 @@ chapter.compare(
 )
 
 # %% [markdown]
-# ### Three numbers that do not re-run, and why
+# ### Numbers that do not re-run, and why
 #
 # - **The mean attack's failures.** Walking from a raw image (norm about nine) to a class mean of *norm one* leaves so
-#   much of the image in place that large images keep their label. The number of failures over all digits, in
-#   {numref}`tab-artefacts`, is the published one to the digit at the full profile. With means at the image's own
-#   scale the attack never fails, at half the distance.
+#   much of the image in place that large images keep their label. {numref}`tab-artefacts` counts the failures over all
+#   digits beside the published number, with such means and with means at the image's own scale.
 # - **Distances near eight.** Later released code returns an image of norm one, whose distance to the raw image is about
 #   its norm less one, whatever the attack did.
-# - **The gradient attack's 6.565.** As released, it re-runs to about half of that. The published histogram has two humps.
-#   {numref}`fig-artefact` sets it beside our distances, as returned and scaled to norm one; the mixture that fits best
-#   has the distance given in the table. A mixture of the two explains the humps better than either, but not fully:
-#   the cause stays open, since the authors' saved images are lost.
+# - **The gradient attack's distance.** The published histogram has two humps. {numref}`fig-artefact` sets it beside our
+#   distances, as returned and scaled to norm one, and {numref}`tab-artefacts` gives the total variation distance of each,
+#   and of the mixture that fits best, to the published one. It counts failures too, which that code returned as empty
+#   images. The cause stays open, since the authors' saved images are lost.
 
 # %% tags=["hide-input"]
 knn_shown, dknn_shown = chapter.shown("knn_attack"), chapter.shown("dknn_attack")
@@ -383,8 +383,8 @@ chapter.figure(
 # ## Results on DkNN
 #
 # The mean attack's published accuracy comes from ties: the search asks for the label with most votes, the evaluation
-# for the largest p-value, and near the border two labels often share it, so that the smaller label wins
-# ({numref}`tab-artefacts`). Asking the same question in both places leaves nothing standing.
+# for the largest p-value, and near the border two labels often share it, so that the smaller label wins. Of the digits
+# that this leaves, {numref}`tab-artefacts` says how many are ties, and what remains when the same question is asked twice.
 
 # %% tags=["hide-input"]
 dknn = chapter.result("dknn_attack")
@@ -597,7 +597,7 @@ chapter.figure(
 # ## An attacker who knows the filter
 #
 # The attacks above stop caring once the label is wrong. The *credible attack* goes on: in a fixed ball it moves votes of
-# every layer to one wrong label and keeps the iterate of highest credibility. The filter does not survive it.
+# every layer to one wrong label and keeps the iterate of highest credibility.
 
 # %% tags=["hide-input"]
 adaptive = chapter.result("adaptive")
@@ -758,7 +758,7 @@ chapter.compare(
         ),
     ],
     name="tab-exact",
-    caption="Attacks on 1-NN against the exact optimum, over digits that 1-NN has right. The ratio is the mean over digits of distance to optimum.",
+    caption="Attacks on 1-NN against the exact optimum, over digits that 1-NN has right. The ratio is the mean over digits of distance to optimum. The bound for 75-NN averages all digits, with 0 for those that are wrong already.",
 )
 
 # %% tags=["hide-input"]
@@ -908,7 +908,7 @@ chapter.compare(
 #
 # ## Limits
 #
-# - One data set of small images, one network, and for most rows one training seed; intervals are over digits.
+# - One data set of small images, one network, one training seed; intervals are over digits.
 # - Minimum distances are upper bounds except where they are called exact.
 # - The text of the paper was not at hand: published values come from the slides of the talk and from the authors'
 #   notebooks. Values marked † are recalled and must be checked before they are cited.
@@ -978,8 +978,8 @@ assert all(share <= t + 4 * (t * (1 - t) / 200) ** 0.5 for t, share in shares.it
 shares
 
 # %% [markdown]
-# **4.** For 1-NN, half the gap to the plane between $x$'s nearest digit and another class's is a lower bound on any attack.
-# Compute it for every digit and compare it with the vote-margin attack.
+# **4.** For 1-NN, the plane half-way between $x$'s nearest digit and one of another class must be crossed before that one is
+# nearer. The distance to the nearest such plane is a lower bound on any attack: compare it with the vote-margin attack.
 
 # %% tags=["hide-cell"]
 nearest = KNNClassifier(k=1, metric="l2").fit(x_train, y_train)

@@ -23,29 +23,29 @@ SHORT = Schedule(search_steps=3, steps=60, check_every=20)
 RELEASED = Schedule(search_steps=3, steps=60, released=True)
 MARGIN = {"steps": 60, "guides": 12}
 
-# attack, classifiers, whether it must fool every image of the small problem
+# attack, classifiers, the share of the small problem that it must fool at least
 TARGETS = {
-    "mean": (MeanAttack(steps=8), ("knn", "dknn"), True),
-    "mean, votes": (MeanAttack(oracle="votes"), ("dknn",), False),
-    "mean, linf": (MeanAttack(norm="linf"), ("knn",), True),
-    "gradient": (GradientAttack(guides=7, constant=10, schedule=SHORT), ("knn",), True),
-    "gradient on layers": (GradientAttack(guides=7, constant=10, schedule=SHORT), ("dknn",), False),
-    "gradient, released": (GradientAttack(guides=7, constant=100, schedule=RELEASED), ("knn",), False),
-    "gradient, linf": (GradientAttack(norm="linf", epsilon=0.25, guides=7, schedule=SHORT), ("knn", "dknn"), False),
-    "feature adversary": (FeatureAdversary(schedule=SHORT), ("knn", "dknn"), False),
-    "feature adversary, linf": (FeatureAdversary(norm="linf", epsilon=0.2), ("dknn",), False),
-    "minimum norm": (MinimumNormAttack(guides=14, search_steps=3, steps=60, refresh=20), ("knn",), True),
-    "vote margin": (VoteMarginAttack(**MARGIN), ("knn", "dknn"), True),
-    "vote margin, linf": (VoteMarginAttack(norm="linf", **MARGIN), ("knn", "dknn"), True),
-    "credible": (CredibleAttack(epsilon=0.3, steps=40, guides=12), ("dknn",), False),
-    "credible, l2": (CredibleAttack(norm="l2", epsilon=6.0, steps=40, guides=12), ("dknn",), False),
+    "mean": (MeanAttack(steps=8), ("knn", "dknn"), 1.0),
+    "mean, votes": (MeanAttack(oracle="votes"), ("dknn",), 0.8),
+    "mean, linf": (MeanAttack(norm="linf"), ("knn",), 1.0),
+    "gradient": (GradientAttack(guides=7, constant=10, schedule=SHORT), ("knn",), 1.0),
+    "gradient on layers": (GradientAttack(guides=7, constant=10, schedule=SHORT), ("dknn",), 0.9),
+    "gradient, released": (GradientAttack(guides=7, constant=100, schedule=RELEASED), ("knn",), 0.9),
+    "gradient, linf": (GradientAttack(norm="linf", epsilon=0.25, guides=7, schedule=SHORT), ("dknn",), 0.5),
+    "feature adversary": (FeatureAdversary(schedule=SHORT), ("knn", "dknn"), 0.9),
+    "feature adversary, linf": (FeatureAdversary(norm="linf", epsilon=0.2), ("dknn",), 0.0),
+    "minimum norm": (MinimumNormAttack(guides=14, search_steps=3, steps=60, refresh=20), ("knn",), 1.0),
+    "vote margin": (VoteMarginAttack(**MARGIN), ("knn", "dknn"), 0.8),
+    "vote margin, linf": (VoteMarginAttack(norm="linf", **MARGIN), ("knn", "dknn"), 0.8),
+    "credible": (CredibleAttack(epsilon=0.3, steps=40, guides=12), ("dknn",), 0.4),
+    "credible, l2": (CredibleAttack(norm="l2", epsilon=6.0, steps=40, guides=12), ("dknn",), 0.4),
 }
 CASES = [(name, victim) for name, (_, victims, _) in TARGETS.items() for victim in victims]
 
 
 @pytest.mark.parametrize(("name", "victim"), CASES, ids=[f"{n} on {v}" for n, v in CASES])
 def test_invariants(name, victim, request, test):
-    attack, _, must_win = TARGETS[name]
+    attack, _, least = TARGETS[name]
     classifier, (x, y) = request.getfixturevalue(victim), test
     found = attack(classifier, x, y)
     assert found.x.shape == x.shape
@@ -56,8 +56,7 @@ def test_invariants(name, victim, request, test):
     torch.testing.assert_close(found.distance, expected)
     if getattr(attack, "epsilon", None):
         assert (expected <= attack.epsilon * (1 + 1e-5)).all()
-    if must_win and victim == "knn":
-        assert found.success.all()
+    assert found.success.float().mean() >= least
 
 
 def test_attacks_are_deterministic(knn, test):

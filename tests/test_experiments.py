@@ -7,6 +7,7 @@ import pytest
 
 from deepneighbors import experiments, profiles
 from deepneighbors.errors import InputError
+from deepneighbors.experiments import base
 from deepneighbors.experiments.knn_dknn_attack import artefacts, stages
 from deepneighbors.experiments.knn_dknn_attack.tables import dknn_attacks, knn_attacks
 from deepneighbors.results import to_csv
@@ -65,7 +66,9 @@ def test_every_node_of_every_profile_can_be_planned():
         run = experiments.Run("knn_dknn_attack", profile=profile, device="cpu")
         for experiment in chapter.experiments.values():
             nodes = experiment.nodes(run)
-            assert len({node.key for node in run.store.walk(*nodes.values())}) >= len({n.key for n in nodes.values()})
+            walked = list(run.store.walk(*nodes.values()))
+            asked = {(n.stage.name, n.config_json, tuple(i.key for i in n.inputs)) for n in walked}
+            assert len(walked) == len(asked) == len({n.key for n in walked})
 
 
 def test_a_slice_keeps_its_key_when_more_digits_are_attacked():
@@ -73,6 +76,14 @@ def test_a_slice_keeps_its_key_when_more_digits_are_attacked():
     for lines in (knn_attacks, dknn_attacks):
         first = next(iter(lines(few)[1].nodes().values()))
         assert first.key == next(iter(lines(many)[1].nodes().values())).key
+
+
+def test_a_smaller_result_never_replaces_a_recorded_one(knn_result, tmp_path):
+    fewer = dataclasses.replace(knn_result, table=knn_result.table.assign(n=knn_result.table["n"].clip(upper=1)))
+    assert base.record(knn_result, tmp_path, seed=0)
+    assert not base.record(fewer, tmp_path, seed=0)
+    assert not base.record(knn_result, tmp_path / "other", seed=1)
+    assert base.record(knn_result, tmp_path, seed=0)
 
 
 def test_n_caps_what_is_attacked():

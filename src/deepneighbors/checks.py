@@ -46,17 +46,21 @@ def points(name: str, x: Tensor) -> None:
 
 
 def images(name: str, x: Tensor) -> None:
-    """Refuse what :func:`points` refuses and pixels outside ``[0, 1]``."""
+    """Refuse what :func:`points` refuses, other types than float32, and pixels outside ``[0, 1]``."""
     points(name, x)
+    if x.dtype != torch.float32:
+        raise InputError(f"{name} has type {x.dtype}; float32 is needed (call .float())")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         raise InputError(f"{name} has pixels from {low:.4g} to {high:.4g}; they must lie in [0, 1]")
 
 
 def labels(name: str, y: Tensor, count: int, classes: int | None = None) -> None:
-    """Refuse labels that are not integers, not one a sample, or outside ``0 .. classes - 1``."""
-    if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
-        raise InputError(f"{name} must be a vector of integer labels, got {_describe(y)}")
+    """Refuse labels that are not int64, not one a sample, or outside ``0 .. classes - 1``."""
+    if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype != torch.int64:
+        raise InputError(f"{name} must be a vector of integer labels (int64), got {_describe(y)}")
+    if count == 0:
+        raise InputError(f"{name} belongs to an empty batch; at least one sample is needed")
     if len(y) != count:
         raise InputError(f"{name} has {len(y)} labels for {count} samples; one a sample is needed")
     top = int(y.max())

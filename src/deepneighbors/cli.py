@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('deepneighbors')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="compute the results of a chapter, and print their files")
+    run = commands.add_parser("run", help="compute the results of a chapter, and print how many rows each has")
     run.add_argument("chapter")
     run.add_argument("--experiment", action="append", metavar="NAME", help="only this one; may be repeated")
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")

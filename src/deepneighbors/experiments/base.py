@@ -1,10 +1,12 @@
 """What an experiment is: nodes of the store, and a summary of their artefacts as a tidy table with arrays."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,11 @@ from deepneighbors.fingerprint import fingerprint
 from deepneighbors.provenance import provenance
 from deepneighbors.results import Result
 from deepneighbors.store import Artifact, Context, Node, Store
+
+log = logging.getLogger(__name__)
+
+# What turns artefacts into rows, besides a summary and what it names in its own module.
+_ROWS = ("deepneighbors.results", "deepneighbors.intervals", "deepneighbors.experiments.knn_dknn_attack.attacked")
 
 Nodes = Mapping[str, Node]
 Summary = tuple[pd.DataFrame, dict[str, np.ndarray]]
@@ -80,7 +87,7 @@ class Experiment:
     def code(self, run: Run) -> str:
         """Fingerprint of the code that the result depends on: its stages, upstream ones too, and its summary."""
         stages = {node.stage.name: node.stage.fingerprint for node in run.store.walk(*self.nodes(run).values())}
-        own = fingerprint((), self.summarise)
+        own = fingerprint(_ROWS, self.summarise)
         return hashlib.sha256("/".join([own, *(f"{k}:{v}" for k, v in sorted(stages.items()))]).encode()).hexdigest()
 
 
@@ -115,5 +122,24 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     result = Result(name, table, arrays, origin)
     result.save(paths.artifacts() / "results" / run.profile / chapter.name)
     if run.profile == "full":
-        result.save(paths.recorded() / chapter.name)
+        record(result, paths.recorded() / chapter.name, seed=run.seed)
     return result
+
+
+def record(result: Result, folder: Path, *, seed: int) -> bool:
+    """Keep a result of the full profile for the repository, unless that would replace one on more images.
+
+    Only seed 0 is recorded. Returns whether the result was kept.
+    """
+    if seed != 0:
+        log.info("%s has seed %d and is not recorded; only seed 0 is", result.name, seed)
+        return False
+    if (folder / f"{result.name}.json").is_file():
+        before, now = (int(known.table["n"].sum()) for known in (Result.load(folder, result.name), result))
+        if before > now:
+            log.warning(
+                "%s is not recorded: the recorded result rests on more images (%d, now %d)", result.name, before, now
+            )
+            return False
+    result.save(folder)
+    return True

@@ -9,9 +9,9 @@ A query is an expression of a small language, read with :mod:`ast` and never exe
 results with these names; names that are left out are empty, and the dataset is ``mnist``.
 
 A part is decided by intervals. It is true or false only when every combination of numbers in the 95 % intervals of its
-values says so, and undecided otherwise; a value without an interval decides nothing. All parts true: the claim holds. All
-false: it does not hold. Anything else, a mixture or an undecided part: it holds in part. Where a value was not run, or no
-number decides the sentence, the claim is not tested.
+values says so, and undecided otherwise; a value without an interval decides nothing. All parts true: the claim holds. No
+part true and one false: it does not hold. True parts beside false or undecided ones: it holds in part. Where no part is
+decided, a value was not run, or no number decides the sentence, the claim is not tested.
 """
 
 import ast

@@ -49,7 +49,7 @@ def _summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
             key: array for key, array in attack.arrays(gathered).items() if key.endswith(("|x", "|success", "|label", "|l2"))
         }
         won = gathered["success"].astype(bool)
-        rows.append(mean_row(won, metric="success", **attack.names(experiment="gallery", seed=run.seed)))
+        rows.append(mean_row(won, metric="fooled", **attack.names(experiment="gallery", seed=run.seed)))
     arrays |= _panels(found)
     return table(rows), arrays
 

@@ -123,7 +123,7 @@ def _sweep_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
         gathered = attack.gather(found)
         won = gathered["success"].astype(bool)
         names = attack.names(experiment="sweep", seed=run.seed)
-        rows.append(mean_row(won, metric="success", **names))
+        rows.append(mean_row(won, metric="fooled", **names))
         rows.append(mean_row(gathered["l2"][won], metric="mean_l2", **names))
     return table(rows), {}
 

@@ -203,7 +203,7 @@ def out_of_distribution(config: dict, inputs: Sequence[Artifact], context: Conte
     return Payload(tensors={**made, "calibration": classifier.calibration_.cpu()})
 
 
-@stage("softmax_attacks", uses=("deepneighbors.networks", "deepneighbors.data"))
+@stage("softmax_attacks", uses=("deepneighbors.networks", "deepneighbors.data", "deepneighbors.attacks.base"))
 def softmax_attacks(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """The network's own softmax under Carlini & Wagner's L2 attack and Linf PGD (0.2; 100 steps of 0.02), by foolbox."""
     import foolbox
