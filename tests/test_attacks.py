@@ -16,6 +16,7 @@ from deepneighbors.attacks.guides import Guides, nearest_class_guides
 from deepneighbors.attacks.mean import class_means
 from deepneighbors.attacks.penalty import Adam, ConstantSearch, TanhBox
 from deepneighbors.attacks.vote_margin import SoftVote, search
+from deepneighbors.dknn import DeepKNN
 from deepneighbors.errors import InputError
 from deepneighbors.knn import KNNClassifier
 
@@ -163,6 +164,27 @@ def test_class_means_follow_both_conventions(knn):
     torch.testing.assert_close(unit[1], expected / expected.norm())
 
 
+def test_an_uncalibrated_classifier_is_refused_before_the_attack(train, network, test):
+    with pytest.raises(InputError, match="before calibrate"):
+        CredibleAttack(guides=7)(DeepKNN(network, ("fc",), k=7).fit(*train), *test)
+
+
+def test_the_mean_attack_skips_a_label_without_images(train, test):
+    (x, y), kept = train, train[1] != 1
+    found = MeanAttack(steps=8)(KNNClassifier(k=7).fit(x[kept], y[kept]), test[0][test[1] != 1], test[1][test[1] != 1])
+    assert found.success.all() and found.x.isfinite().all()
+
+
+def test_the_search_of_an_attack_orders_ties_as_the_classifier():
+    """Copies of one image under three labels: the k nearest are the copies of lowest index, whatever their class."""
+    x = torch.ones(12, 1, 2, 2)
+    y = torch.tensor([2, 2, 2, 0, 1, 0, 1, 0, 1, 0, 1, 2])
+    classifier = KNNClassifier(k=3, metric="l2").fit(x, y)
+    assert (
+        search(classifier, x[:1], 4).votes.tolist() == classifier.votes(classifier.kneighbors(x[:1])).tolist() == [[0, 0, 3]]
+    )
+
+
 def test_credible_attack_raises_credibility(dknn, test):
     x, y = test
     plain = VoteMarginAttack(norm="linf", **MARGIN)(dknn, x, y)
@@ -180,7 +202,15 @@ def test_credible_attack_raises_credibility(dknn, test):
         (lambda k, x, y: GradientAttack(norm="linf"), "epsilon is None"),
         (lambda k, x, y: GradientAttack(epsilon=0.2), "takes no epsilon"),
         (lambda k, x, y: FeatureAdversary(norm="linf", epsilon=-1.0), "epsilon is -1.0"),
-        (lambda k, x, y: MeanAttack()(KNNClassifier(), x, y), "needs a fitted KNNClassifier"),
+        (lambda k, x, y: MeanAttack()(KNNClassifier(), x, y), "before fit"),
+        (lambda k, x, y: GradientAttack(eta={"fc": 1.0}, guides=7)(k, x, y), "eta has no threshold for layer 'pixels'"),
+        (lambda k, x, y: GradientAttack(guides=61)(k, x, y), "guides is 61; it must be a whole number from 1 to 60"),
+        (lambda k, x, y: VoteMarginAttack(guides=6)(k, x, y), "guides is 6; it must be a whole number from 7"),
+        (lambda k, x, y: VoteMarginAttack(guides=9)(KNNClassifier(k=3).fit(x, 2 * y), x, y), "class 1 has no training"),
+        (lambda k, x, y: CredibleAttack(softness=0.0), "softness is 0.0"),
+        (lambda k, x, y: CredibleAttack(guides=7)(k, x, y), "needs a DeepKNN"),
+        (lambda k, x, y: MeanAttack(batch_size=0)(k, x, y), "batch_size is 0"),
+        (lambda k, x, y: Schedule(check_every=0), "check_every is 0"),
         (lambda k, x, y: MeanAttack()(k, x - 1, y), "must lie in \\[0, 1\\]"),
         (lambda k, x, y: MeanAttack()(k, x[:0], y[:0]), "empty batch"),
         (lambda k, x, y: MeanAttack()(k, x * float("nan"), y), "NaN"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepneighbors import data, paths
+from deepneighbors import data, paths, splits
 from deepneighbors.errors import InputError
 from deepneighbors.networks import MnistCNN
 from deepneighbors.training import accuracy, fit_classifier, pgd_l2
@@ -22,7 +22,7 @@ def test_mnist_is_complete():
 
 
 def test_split_is_that_of_the_released_code():
-    calibration, attacked = data.calibration_split(data.load("mnist").y_test)
+    calibration, attacked = splits.calibration_split(data.load("mnist").y_test)
 
     def digest(indices):
         return hashlib.sha256(indices.numpy().astype("<i4").tobytes()).hexdigest()
@@ -52,6 +52,30 @@ def test_damaged_mnist_is_refused_with_the_remedy(folder):
     path.unlink()
     with pytest.raises(InputError, match="is missing"):
         data.load("mnist")
+
+
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9])
+def test_any_flipped_byte_of_mnist_is_found(folder, position):
+    path = folder / "mnist" / "t10k-images-idx3-ubyte.gz"
+    raw = bytearray(path.read_bytes())
+    raw[int(position * len(raw))] ^= 0xFF
+    path.write_bytes(bytes(raw))
+    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte.gz (cannot be unpacked|does not have).*git checkout"):
+        data.load("mnist")
+
+
+@pytest.mark.parametrize("position", [0.05, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_prepared_sets_are_refused(folder, position, damage):
+    write(folder)
+    path = folder / "svhn.npz"
+    raw = bytearray(path.read_bytes())
+    at = int(position * len(raw))
+    if damage == "flip":
+        raw[at] ^= 0xFF
+    path.write_bytes(bytes(raw if damage == "flip" else raw[:at]))
+    with pytest.raises(InputError, match="svhn.npz is damaged"):
+        data.load("svhn")
 
 
 def write(folder, **changes):
@@ -113,6 +137,29 @@ def test_training_learns_and_repeats():
         weights.append(network.fc.weight.detach())
     assert scores[0] > 0.85
     assert torch.equal(*weights)
+
+
+def test_epochs_are_reported_in_evaluation_mode():
+    digits, seen = data.load("mnist"), []
+    network = MnistCNN()
+    fit_classifier(
+        network,
+        digits.x_train[:64],
+        digits.y_train[:64],
+        epochs=2,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        after_epoch=lambda epoch, solver: seen.append((epoch, network.training, solver.param_groups[0]["lr"])),
+    )
+    assert seen == [(1, False, 0.5), (2, False, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": 0}, "epochs is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"device": "gpu"}, "device is 'gpu'")],
+)
+def test_bad_training_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        fit_classifier(MnistCNN(), torch.zeros(4, 1, 28, 28), torch.zeros(4).long(), **({"epochs": 1} | options))
 
 
 def test_pgd_stays_in_the_ball_and_raises_the_loss():

@@ -106,6 +106,61 @@ def test_activations_are_the_modules_outputs(network, test):
     assert found["relu1"].shape[1:] == (64, 14, 14) and found["relu3"].shape[1:] == (128, 3, 3)
 
 
+class Shared(nn.Module):
+    """One ReLU called twice, then changed in place, and a module that is never called or returns a pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.relu, self.negate = nn.Linear(4, 4), nn.ReLU(), nn.Threshold(2.0, -1.0, inplace=True)
+        self.unused, self.pair = nn.Identity(), nn.LSTM(4, 4)
+
+    def forward(self, x):
+        x = self.negate(self.relu(self.linear(x)))
+        return self.relu(x) + self.pair(x)[0]
+
+
+def test_an_activation_does_not_depend_on_the_others_asked_for():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, x = Shared().eval(), 3 * torch.randn(5, 4)
+    first = network.linear(x).relu()
+    for layers in (("relu",), ("relu", "negate"), ("linear", "relu", "negate")):
+        torch.testing.assert_close(activations(network, x, layers)["relu"], first, rtol=0, atol=0)
+    assert (activations(network, x, ("relu", "negate"))["negate"] != first).any()
+    with pytest.raises(InputError, match="layer 'unused' is never called"):
+        activations(network, x, ("relu", "unused"))
+    with pytest.raises(InputError, match="layer 'pair' returns a tuple"):
+        activations(network, x, ("pair",))
+
+
+def test_activations_pass_gradients_of_each_layer(network, test):
+    x = test[0][:2].clone().requires_grad_(True)
+    found = activations(network, x, ("relu1", "fc"))
+    (ours,) = torch.autograd.grad(found["relu1"].sum() + found["fc"].sum(), x)
+    (theirs,) = torch.autograd.grad(network.conv1(x).relu().sum() + network(x).sum(), x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_p_value_of_a_tenth_is_not_above_it(dknn):
+    model = DeepKNN(dknn.network, ("fc",), k=10)
+    model.indexes_, model.calibration_ = {}, torch.arange(750.0)
+    p = model.conformal_p_values(torch.tensor([[10.0 - 675.0, 10.0 - 674.0]]))  # nonconformity 675: 75 of 750 are left
+    assert (p > 0.1).tolist() == [[False, True]]
+
+
+def test_a_second_fit_forgets_the_calibration(train, network):
+    model = DeepKNN(network, ("fc",), k=7).fit(*train).calibrate(*blobs(60, seed=2)).fit(*train)
+    with pytest.raises(InputError, match="before calibrate"):
+        model.predict(train[0])
+
+
+def test_a_label_without_images_gets_no_votes(train, network):
+    x, y = train
+    kept = y != 1
+    model = DeepKNN(network, ("fc",), k=7).fit(x[kept], y[kept]).calibrate(x[kept], y[kept])
+    assert set(model.predict(x).tolist()) == {0, 2}
+
+
 def test_the_reports_network_has_its_sizes():
     found = activations(MnistCNN(conv2_padding=0), torch.zeros(1, 1, 28, 28), ("relu2", "relu3"))
     assert found["relu2"].shape[1:] == (128, 5, 5) and found["relu3"].shape[1:] == (128, 1, 1)
@@ -123,6 +178,11 @@ def test_the_reports_network_has_its_sizes():
         (lambda x, y, net: KNNClassifier().predict(x), "before fit"),
         (lambda x, y, net: DeepKNN(net, ("relu9",)), "layer is 'relu9'; allowed are conv1, relu1"),
         (lambda x, y, net: DeepKNN(net, ()), "layers is empty"),
+        (lambda x, y, net: DeepKNN(net, ("fc", "fc")), "layer 'fc' is named twice"),
+        (lambda x, y, net: DeepKNN(MnistCNN(), ("fc",), k=7).fit(x, y), "in training mode .the network itself."),
+        (lambda x, y, net: DeepKNN(net, ("fc",), k=7).fit(x, 0 * y), "has the label 0 only"),
+        (lambda x, y, net: DeepKNN(net, ("fc",), k=7, backend="annoy").fit(x, y), "backend is 'annoy'"),
+        (lambda x, y, net: KNNClassifier(k=7).fit(x, y).kneighbors(x, k=0), "k is 0"),
         (lambda x, y, net: DeepKNN(net, ("fc",), k=7).fit(x, y).predict(x), "before calibrate"),
     ],
 )

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from deepneighbors import voronoi
 from deepneighbors.errors import InputError
-from deepneighbors.voronoi import lower_bound_knn, minimum_perturbation, minimum_perturbations
+from deepneighbors.voronoi import exact, lower_bound_knn, minimum_perturbation, minimum_perturbations
 
 EVERYWHERE = (-np.inf, np.inf)
 METRICS = ("l2", "cosine")
@@ -129,8 +128,8 @@ def test_many_queries_at_once_flip_verified_and_in_order(metric):
 
 
 def test_constraints_are_added_until_none_is_violated(monkeypatch):
-    monkeypatch.setattr(voronoi, "_FIRST", 1)
-    monkeypatch.setattr(voronoi, "_MORE", 2)
+    monkeypatch.setattr(exact, "_FIRST", 1)
+    monkeypatch.setattr(exact, "_MORE", 2)
     for seed in range(6):
         _, _, x, y = problem(seed, n=60, dimensions=5)
         query = np.random.default_rng(seed).random(5)

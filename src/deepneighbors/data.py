@@ -6,6 +6,8 @@ embedded ``data/mnist/*.gz``, then torchvision's download into the data folder.
 
 import gzip
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +103,7 @@ def read_mnist(folder: Path) -> list[np.ndarray]:
             raise InputError(f"MNIST's file {path.name} is missing from {folder.name}/; {remedy}")
         try:
             raw = gzip.decompress(path.read_bytes())
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"MNIST's file {path.name} cannot be unpacked ({error}); {remedy}") from None
         if hashlib.md5(raw, usedforsecurity=False).hexdigest() != expected:
             raise InputError(f"MNIST's file {path.name} does not have its published MD5 {expected}; {remedy}")
@@ -113,12 +115,12 @@ def read_mnist(folder: Path) -> list[np.ndarray]:
 def _read_npz(path: Path) -> list[np.ndarray]:
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             missing = [key for key in keys if key not in stored]
             if missing:
                 raise InputError(f"{path.name} has no array {missing[0]}; it needs {', '.join(keys)}")
             return [stored[key] for key in keys]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} is damaged ({error}); make it again or delete it") from None
@@ -176,25 +178,3 @@ def _digest(x: Tensor, y: Tensor) -> str:
         digest = hashlib.blake2b(row.tobytes() + bytes([label]), digest_size=16).digest()
         total += int.from_bytes(digest, "little")
     return f"{len(rows)}:{total % (1 << 128):032x}"
-
-
-def calibration_split(y: Tensor, *, per_class: int = 75, seed: int = 1234) -> tuple[Tensor, Tensor]:
-    """Split test indices as Sitawarin & Wagner's code does: ``per_class`` of each class calibrate, the rest is attacked.
-
-    NumPy's legacy generator is part of the recipe: for each class in order, its ascending indices are shuffled in place
-    and the first ``per_class`` are taken.
-
-    Returns
-    -------
-    calibration (classes * per_class,), attacked (the rest, ascending), both int64.
-    """
-    generator = np.random.RandomState(seed)
-    chosen = []
-    for label in range(int(y.max()) + 1):
-        indices = np.flatnonzero(y.numpy() == label)
-        checks.whole("per_class", per_class, 1, len(indices) - 1)
-        generator.shuffle(indices)
-        chosen.append(indices[:per_class])
-    calibration = np.concatenate(chosen)
-    rest = np.setdiff1d(np.arange(len(y)), calibration)
-    return torch.from_numpy(calibration), torch.from_numpy(rest)

@@ -34,7 +34,7 @@ class DeepKNN(KNNClassifier):
     Parameters
     ----------
     network
-        Any module; put it in evaluation mode first. Features are computed without changing it.
+        Any module in evaluation mode. Features are computed without changing it.
     layers
         Names of its modules whose outputs are used, in forward order.
     trim_zeros
@@ -61,6 +61,18 @@ class DeepKNN(KNNClassifier):
         )
         self.network, self.layers, self.trim_zeros = network, tuple(layers), trim_zeros
         check_layers(network, self.layers)
+
+    def fit(self, x: Tensor, y: Tensor) -> "DeepKNN":
+        """Index the layers of the training images ``(N, ...)`` in [0, 1] with labels ``(N,)``; forgets a calibration."""
+        training = [name or "the network itself" for name, module in self.network.named_modules() if module.training]
+        if training:
+            raise InputError(f"network is in training mode ({training[0]}); call network.eval() first")
+        checks.labels("y", y, len(x))
+        if int(y.max()) == 0:
+            raise InputError("y has the label 0 only; Deep kNN compares p-values of two classes or more")
+        super().fit(x, y)
+        self.__dict__.pop("calibration_", None)
+        return self
 
     def _activations(self, x: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         for layer in layers:
@@ -97,11 +109,17 @@ class DeepKNN(KNNClassifier):
 
     def conformal_p_values(self, votes: Tensor) -> Tensor:
         """Share of calibration images at least as nonconforming, for each label: (n, classes), in [0, 1]."""
-        if not hasattr(self, "calibration_"):
-            raise InputError("DeepKNN was asked for p-values before calibrate; call calibrate with held-out images first")
+        self.check_ready()
         calibration = self.calibration_.to(votes)
         below = torch.searchsorted(calibration, self.nonconformity(votes).contiguous())
-        return 1 - below / len(calibration)
+        # Not 1 - below / n, which rounds twice: a p-value of 75 / 750 has to compare equal to 0.1.
+        return (len(calibration) - below) / len(calibration)
+
+    def check_ready(self) -> None:
+        """Refuse a model that has no calibration yet."""
+        self._check_fitted()
+        if not hasattr(self, "calibration_"):
+            raise InputError("DeepKNN was asked for p-values before calibrate; call calibrate with held-out images first")
 
     def decide(self, votes: Tensor) -> Tensor:
         """Label of the largest p-value; the smallest such label on ties."""

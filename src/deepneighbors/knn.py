@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from deepneighbors import checks
 from deepneighbors.errors import InputError
-from deepneighbors.neighbors import METRICS, NearestNeighbors, Neighbors
+from deepneighbors.neighbors import NearestNeighbors, Neighbors
 
 WEIGHTS = ("uniform", "distance")
 
@@ -47,15 +47,17 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         checks.images("x", x)
         checks.labels("y", y, len(x))
         checks.whole("k", self.k, 1, len(x))
-        checks.one_of("metric", self.metric, METRICS)
         checks.one_of("weights", self.weights, WEIGHTS)
         checks.positive("temperature", self.temperature)
+        self._index()  # refuses a bad metric, backend or memory before features are computed
         self.x_, self.labels_, self.classes_ = x, y.to(x.device), int(y.max()) + 1
         self.indexes_: dict[str, NearestNeighbors] = {}
         for layer, rows in self._databases(x):
-            index = NearestNeighbors(metric=self.metric, backend=self.backend, memory_gib=self.memory_gib, copy=False)
-            self.indexes_[layer] = index.fit(rows)
+            self.indexes_[layer] = self._index().fit(rows)
         return self
+
+    def _index(self) -> NearestNeighbors:
+        return NearestNeighbors(metric=self.metric, backend=self.backend, memory_gib=self.memory_gib, copy=False)
 
     def _databases(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Layer names with their rows (N, D); the index may change the rows in place."""
@@ -76,7 +78,9 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         """The ``k`` nearest training points by layer, nearest first."""
         self._check_fitted()
         checks.images("x", x)
-        parts = [self._search(part, k or self.k) for part in x.split(self._batch)]
+        wanted = self.k if k is None else k
+        checks.whole("k", wanted, 1, len(self.x_))
+        parts = [self._search(part, wanted) for part in x.split(self._batch)]
         return {
             layer: Neighbors(
                 torch.cat([part[layer].distances for part in parts]),
@@ -129,6 +133,10 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
     def radii(self, x: Tensor) -> dict[str, float]:
         """Mean distance from images to their k-th neighbour by layer: the paper's eta."""
         return {layer: float(found.distances[:, -1].mean()) for layer, found in self.kneighbors(x).items()}
+
+    def check_ready(self) -> None:
+        """Refuse a classifier that cannot predict yet."""
+        self._check_fitted()
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "indexes_"):

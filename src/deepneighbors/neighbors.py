@@ -39,6 +39,9 @@ class NearestNeighbors:
         Limit of scratch memory for similarities, in GiB.
     copy
         False lets ``fit`` normalise a cosine database in place.
+    lists, probes
+        Of ``faiss_ivf``: inverted lists, and how many of them a query visits. Where they hold fewer than ``k`` rows, that
+        query is searched exactly.
     """
 
     def __init__(self, *, metric: str = "l2", backend: str = "torch", memory_gib: float = 0.5, copy: bool = True,
@@ -46,6 +49,10 @@ class NearestNeighbors:
         checks.one_of("metric", metric, METRICS)
         checks.one_of("backend", backend, BACKENDS)
         checks.positive("memory_gib", memory_gib)
+        checks.whole("lists", lists, 1)
+        checks.whole("probes", probes, 1, lists)
+        if backend != "torch":
+            _import_faiss(backend)
         self.metric, self.backend, self.memory_gib, self.copy = metric, backend, memory_gib, copy
         self.lists, self.probes = lists, probes
 
@@ -77,11 +84,14 @@ class NearestNeighbors:
     def class_kneighbors(self, queries: Tensor, k: int, labels: Tensor, classes: int) -> Neighbors:
         """The ``k`` nearest rows of each class: distances and indices ``(Q, classes, k)``.
 
-        Every class needs at least ``k`` rows. Uses the torch product whatever the backend.
+        ``labels`` (N,) are those of the database; every class needs at least ``k`` rows. Uses the torch product whatever
+        the backend.
         """
-        counts = torch.bincount(labels, minlength=classes)
         queries = self._prepare(queries, k)
-        checks.whole("k", k, 1, int(counts.min()))
+        checks.labels("labels", labels, len(self.database_), classes)
+        counts = torch.bincount(labels, minlength=classes)
+        if int(counts.min()) < k:
+            raise InputError(f"k is {k}, but class {int(counts.argmin())} has only {int(counts.min())} rows in the database")
         members = [torch.nonzero(labels == c).squeeze(1) for c in range(classes)]
         parts = []
         for part in queries.split(self._rows()):
@@ -119,10 +129,9 @@ class NearestNeighbors:
         return Neighbors(self._distances(queries, scores), indices)
 
     def _faiss(self, x: Tensor) -> Any:
-        try:
-            import faiss
-        except ImportError:
-            raise InputError(f"backend is {self.backend!r}, but faiss is not installed; use torch") from None
+        faiss = _import_faiss(self.backend)
+        if self.backend == "faiss_ivf":
+            checks.whole("lists", self.lists, 1, len(x))
         kind = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
         index: Any = faiss.index_factory(x.shape[1], "Flat" if self.backend == "faiss" else f"IVF{self.lists},Flat", kind)
         data = x.cpu().float().contiguous().numpy()
@@ -132,13 +141,30 @@ class NearestNeighbors:
         index.add(data)
         return index
 
-    def _faiss_search(self, queries: Tensor, k: int) -> Neighbors:
-        values, indices = self.index_.search(queries.cpu().contiguous().numpy(), min(k + _SPARE, len(self.database_)))
-        scores = torch.from_numpy(values) if self.metric == "cosine" else -0.5 * torch.from_numpy(values)
-        scores, indices = _order(scores, torch.from_numpy(indices))
+    def _faiss_search(self, queries: Tensor, k: int, spare: int = _SPARE) -> Neighbors:
+        width = min(k + spare, len(self.database_))
+        values, columns = map(torch.from_numpy, self.index_.search(queries.cpu().contiguous().numpy(), width))
+        scores, columns = _order(values if self.metric == "cosine" else -0.5 * values, columns)
         constant = 2.0 if self.metric == "cosine" else 0.0
-        distances = (constant - 2 * scores).clamp(min=0).sqrt()
-        return Neighbors(distances[:, :k].to(queries), indices[:, :k].to(queries.device))
+        distances = (constant - 2 * scores[:, :k]).clamp(min=0).sqrt().to(queries)
+        indices = columns[:, :k].to(queries.device)
+        short = (indices < 0).any(1)  # too few rows in the lists that an approximate search visits
+        tied = scores[:, k - 1] == scores[:, -1]  # rows of equal distance may lie beyond what was fetched
+        if short.any():
+            exact = self._torch_search(queries[short], k)
+            distances[short], indices[short] = exact.distances, exact.indices
+        elif self.backend == "faiss" and width < len(self.database_) and tied.any():
+            wider = self._faiss_search(queries[tied.to(queries.device)], k, 8 * spare)
+            distances[tied], indices[tied] = wider.distances, wider.indices
+        return Neighbors(distances, indices)
+
+
+def _import_faiss(backend: str) -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise InputError(f"backend is {backend!r}, but faiss is not installed; use torch") from None
+    return faiss
 
 
 def _order(scores: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,9 @@ class KnnDknnAttack:
     epsilons: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
     # The adversarially trained network, trained in an L2 ball. The follow-up's recipe needs 70 epochs of 40 steps.
     robust_train_images: int = 60_000
-    robust_epochs: int = 10
+    robust_epochs: int = 5
     robust_epsilon: float = 2.0
-    robust_steps: int = 8
+    robust_steps: int = 4
     # Sweeps of one choice at a time.
     sweep_guides: tuple[int, ...] = (10, 25, 75, 150, 300)
     sweep_k: tuple[int, ...] = (1, 5, 25, 75, 150)

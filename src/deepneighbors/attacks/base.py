@@ -100,8 +100,8 @@ class Attack(ABC):
     def check(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> None:
         """Refuse input that would only fail after long work."""
         checks.one_of("norm", self.norm, self.allowed_norms)
-        if not hasattr(classifier, "indexes_"):
-            raise InputError(f"{type(self).__name__} needs a fitted {type(classifier).__name__}; call fit first")
+        checks.whole("batch_size", self.batch_size, 1)
+        classifier.check_ready()
         checks.images("x", x)
         checks.labels("y", y, len(x), classifier.classes_)
 

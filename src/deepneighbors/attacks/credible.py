@@ -5,6 +5,7 @@ from torch import Tensor
 
 from deepneighbors import checks
 from deepneighbors.attacks.base import NORMS, Attack, distance
+from deepneighbors.attacks.guides import check_guides
 from deepneighbors.attacks.vote_margin import SoftVote, search
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.errors import InputError
@@ -29,14 +30,16 @@ class CredibleAttack(Attack):
                  guides: int = 75, softness: float = 0.2, batch_size: int = 64):  # fmt: skip
         checks.one_of("norm", norm, NORMS)
         checks.positive("epsilon", epsilon)
+        checks.positive("softness", softness)
         for name, value in {"steps": steps, "refresh": refresh, "weigh": weigh}.items():
             checks.whole(name, value, 1)
         self.norm, self.epsilon, self.steps, self.refresh, self.weigh = norm, epsilon, steps, refresh, weigh
         self.guides, self.softness, self.batch_size = guides, softness, batch_size
 
     def check(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> None:
-        """Also refuse a classifier without credibility."""
+        """Also refuse a classifier without credibility, and too few or too many guides."""
         super().check(classifier, x, y)
+        check_guides(classifier, self.guides, classifier.k)
         if not isinstance(classifier, DeepKNN):
             raise InputError(f"CredibleAttack needs a DeepKNN with credibility, got {type(classifier).__name__}")
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from deepneighbors import checks
 from deepneighbors.attacks.base import NORMS, Attack, check_epsilon, linf_ball
-from deepneighbors.attacks.guides import Guides, nearest_class_guides
+from deepneighbors.attacks.guides import Guides, check_guides, nearest_class_guides
 from deepneighbors.attacks.penalty import Schedule, TanhBox, minimise
+from deepneighbors.errors import InputError
 from deepneighbors.knn import KNNClassifier
 
 
@@ -40,10 +41,20 @@ class GradientAttack(Attack):
                  schedule: Schedule | None = None, batch_size: int = 100):  # fmt: skip
         checks.one_of("norm", norm, NORMS)
         checks.positive("constant", constant)
+        checks.positive("steepness", steepness)
+        checks.positive("learning_rate", learning_rate)
         check_epsilon(norm, epsilon)
         self.norm, self.epsilon, self.guides, self.steepness = norm, epsilon, guides, steepness
         self.eta, self.constant, self.learning_rate = eta, constant, learning_rate
         self.schedule, self.batch_size = schedule or Schedule(), batch_size
+
+    def check(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> None:
+        """Also refuse too many guides, and an ``eta`` that lacks a layer."""
+        super().check(classifier, x, y)
+        check_guides(classifier, self.guides)
+        missing = [layer for layer in classifier.layers if self.eta and layer not in self.eta]
+        if missing:
+            raise InputError(f"eta has no threshold for layer {missing[0]!r}; it has {', '.join(self.eta or ())}")
 
     def run(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> Tensor:
         """Attack one batch."""

@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from deepneighbors import checks
+from deepneighbors.errors import InputError
 from deepneighbors.knn import KNNClassifier
+
+
+def check_guides(classifier: KNNClassifier, count: int, least: int = 1, *, classes: int = 1) -> None:
+    """Refuse fewer than ``least`` guides, and more than the smallest class has (``classes`` of them share the count)."""
+    sizes = torch.bincount(classifier.labels_, minlength=classifier.classes_)
+    if int(sizes.min()) == 0:
+        raise InputError(f"class {int(sizes.argmin())} has no training image; this attack needs guides of every class")
+    checks.whole("guides", count, least, classes * int(sizes.min()))
 
 
 def nearest_class_guides(classifier: KNNClassifier, x: Tensor, y: Tensor, count: int) -> Tensor:
@@ -17,8 +26,7 @@ def nearest_class_guides(classifier: KNNClassifier, x: Tensor, y: Tensor, count:
     Indices ``(n, count)`` into the training images.
     """
     layer = classifier.layers[0]
-    smallest = int(torch.bincount(classifier.labels_, minlength=classifier.classes_).min())
-    checks.whole("guides", count, 1, smallest)
+    check_guides(classifier, count)
     with torch.no_grad():
         rows = classifier.features(x, (layer,))[layer]
     found = classifier.indexes_[layer].class_kneighbors(rows, count, classifier.labels_, classifier.classes_)

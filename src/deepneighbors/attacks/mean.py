@@ -64,11 +64,12 @@ class MeanAttack(Attack):
         means = class_means(classifier, unit=self.means == "unit")
         distances = torch.cdist(x.flatten(1), means)
         distances.scatter_(1, y[:, None], float("inf"))
+        distances[:, means.isnan().any(1)] = float("inf")  # a label without training images has no mean
         return means[distances.argmin(1)].view_as(x)
 
 
 def class_means(classifier: KNNClassifier, *, unit: bool = False) -> Tensor:
-    """Mean training image of each class ``(classes, D)``, raw or of unit images and scaled to norm 1."""
+    """Mean training image of each class ``(classes, D)``, raw or of unit images and scaled to norm 1; NaN if it has none."""
     rows = classifier.x_.flatten(1)
     rows = normalize(rows, dim=1) if unit else rows
     total = torch.zeros(classifier.classes_, rows.shape[1], device=rows.device).index_add_(0, classifier.labels_, rows)

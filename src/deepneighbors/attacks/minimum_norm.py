@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepneighbors import checks
 from deepneighbors.attacks.base import Attack, Best
-from deepneighbors.attacks.guides import Guides
+from deepneighbors.attacks.guides import Guides, check_guides
 from deepneighbors.attacks.penalty import ConstantSearch, Objective, TanhBox
 from deepneighbors.attacks.vote_margin import search
 from deepneighbors.knn import KNNClassifier
@@ -52,8 +52,7 @@ class MinimumNormAttack(Attack):
     def check(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> None:
         """Also refuse fewer guides of a class than neighbours, which could not change every vote."""
         super().check(classifier, x, y)
-        smallest = int(torch.bincount(classifier.labels_, minlength=classifier.classes_).min())
-        checks.whole("guides", self.guides, 2 * classifier.k, 2 * smallest)
+        check_guides(classifier, self.guides, 2 * classifier.k, classes=2)
 
     def run(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> Tensor:
         """Attack one batch."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepneighbors import checks
 from deepneighbors.attacks.base import Best
 
 _ALMOST_ONE = 0.999999  # keeps atanh finite at pixels of exactly 0 and 1, as in the released code
@@ -34,6 +35,10 @@ class Schedule:
     steps: int = 200
     check_every: int = 20
     released: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("search_steps", "steps", "check_every"):
+            checks.whole(name, getattr(self, name), 1)
 
     def tests(self, step: int) -> bool:
         """Whether success is tested after this step (from 0)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepneighbors import checks
 from deepneighbors.attacks.base import NORMS, Attack, Best, distance
-from deepneighbors.attacks.guides import Guides
+from deepneighbors.attacks.guides import Guides, check_guides
 from deepneighbors.knn import KNNClassifier
 from deepneighbors.neighbors import Neighbors
 
@@ -35,9 +35,11 @@ def search(classifier: KNNClassifier, x: Tensor, count: int) -> Search:
     found, layer_votes = {}, {}
     for layer, rows in classifier.features(x).items():
         near = classifier.indexes_[layer].class_kneighbors(rows, count, classifier.labels_, classifier.classes_)
-        flat = near.distances.flatten(1).topk(classifier.k, largest=False)
-        indices = near.indices.flatten(1).gather(1, flat.indices)
-        layer_votes[layer] = classifier.votes({layer: Neighbors(flat.values, indices)})
+        # Equal distances by index, as in the classifier's own search.
+        indices, by_index = near.indices.flatten(1).sort(dim=1)
+        distances, by_distance = near.distances.flatten(1).gather(1, by_index).sort(dim=1, stable=True)
+        nearest = Neighbors(distances[:, : classifier.k], indices.gather(1, by_distance[:, : classifier.k]))
+        layer_votes[layer] = classifier.votes({layer: nearest})
         found[layer] = near
     return Search(found, torch.stack(list(layer_votes.values())).sum(0), layer_votes)
 
@@ -128,6 +130,7 @@ class VoteMarginAttack(Attack):
         checks.one_of("norm", norm, NORMS)
         for name, value in {"steps": steps, "refresh": refresh, "weigh": weigh, "targets": targets}.items():
             checks.whole(name, value, 1)
+        checks.whole("polish", polish, 0)
         checks.positive("softness", softness)
         self.norm, self.steps, self.refresh, self.weigh, self.guides = norm, steps, refresh, weigh, guides
         self.targets, self.softness, self.polish, self.batch_size = targets, softness, polish, batch_size
@@ -135,8 +138,7 @@ class VoteMarginAttack(Attack):
     def check(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> None:
         """Also refuse too few or too many guides, and more targets than other classes."""
         super().check(classifier, x, y)
-        smallest = int(torch.bincount(classifier.labels_, minlength=classifier.classes_).min())
-        checks.whole("guides", self.guides, classifier.k, smallest)
+        check_guides(classifier, self.guides, classifier.k)
         checks.whole("targets", self.targets, 1, classifier.classes_ - 1)
 
     def run(self, classifier: KNNClassifier, x: Tensor, y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepneighbors import attacks, data, voronoi
+from deepneighbors import attacks, data, splits, voronoi
 from deepneighbors.attacks.base import distance
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.knn import KNNClassifier
@@ -15,9 +15,10 @@ from deepneighbors.networks import MnistCNN
 from deepneighbors.store import Artifact, Context, Payload, Stage, stage
 from deepneighbors.training import accuracy, fit_classifier, pgd_l2
 
-_CLASSIFIERS = ("deepneighbors.knn", "deepneighbors.dknn", "deepneighbors.neighbors", "deepneighbors.networks",
-                "deepneighbors.data")  # fmt: skip
-_TRAINING = ("deepneighbors.training", "deepneighbors.networks", "deepneighbors.data")
+_DIGITS = ("deepneighbors.data", "deepneighbors.splits")
+_CLASSIFIERS = ("deepneighbors.knn", "deepneighbors.dknn", "deepneighbors.neighbors", "deepneighbors.networks.layers",
+                "deepneighbors.networks.mnist_cnn", *_DIGITS)  # fmt: skip
+_TRAINING = ("deepneighbors.training", "deepneighbors.networks.mnist_cnn", "deepneighbors.data")
 
 
 @stage("train_mnist_cnn", uses=_TRAINING)
@@ -81,7 +82,7 @@ def split() -> tuple[Tensor, Tensor]:
 
     MNIST's first 5,000 test digits are easier than its last, so the first n in file order would flatter the defence.
     """
-    calibration, rest = data.calibration_split(data.load("mnist").y_test)
+    calibration, rest = splits.calibration_split(data.load("mnist").y_test)
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))
     return calibration, rest[order]
 
@@ -203,7 +204,7 @@ def out_of_distribution(config: dict, inputs: Sequence[Artifact], context: Conte
     return Payload(tensors={**made, "calibration": classifier.calibration_.cpu()})
 
 
-@stage("softmax_attacks", uses=("deepneighbors.networks", "deepneighbors.data", "deepneighbors.attacks.base"))
+@stage("softmax_attacks", uses=("deepneighbors.networks.mnist_cnn", *_DIGITS, "deepneighbors.attacks.base"))
 def softmax_attacks(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """The network's own softmax under Carlini & Wagner's L2 attack and Linf PGD (0.2; 100 steps of 0.02), by foolbox."""
     import foolbox
@@ -223,7 +224,7 @@ def softmax_attacks(config: dict, inputs: Sequence[Artifact], context: Context) 
     return Payload(tensors={name: tensor.cpu() for name, tensor in tensors.items()})
 
 
-@stage("exact_1nn", uses=("deepneighbors.voronoi", "deepneighbors.data"))
+@stage("exact_1nn", uses=("deepneighbors.voronoi", *_DIGITS))
 def exact_1nn(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """The certified smallest L2 perturbation of the 1-NN classifier for a slice of the digits."""
     digits = data.load("mnist")
@@ -241,7 +242,7 @@ def exact_1nn(config: dict, inputs: Sequence[Artifact], context: Context) -> Pay
     )
 
 
-@stage("lower_bound_knn", uses=("deepneighbors.voronoi", "deepneighbors.data"))
+@stage("lower_bound_knn", uses=("deepneighbors.voronoi", *_DIGITS))
 def lower_bound_knn(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """A certified lower bound on any L2 perturbation that changes the vote of k neighbours."""
     digits = data.load("mnist")

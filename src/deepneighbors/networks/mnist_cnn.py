@@ -1,11 +1,8 @@
-"""Networks of the papers, and access to the activations of any network by the names of its modules."""
-
-from collections.abc import Callable, Sequence
+"""The network of Papernot & McDaniel (2018) for MNIST."""
 
 from torch import Tensor, nn
 
 from deepneighbors import checks
-from deepneighbors.errors import InputError
 
 
 class MnistCNN(nn.Module):
@@ -50,47 +47,3 @@ def _glorot(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-class _AllCaptured(Exception):
-    """Ends a forward pass once every wanted activation is known."""
-
-
-def check_layers(network: nn.Module, layers: Sequence[str]) -> None:
-    """Refuse layers that the network does not have."""
-    known = [name for name, _ in network.named_modules() if name]
-    if not layers:
-        raise InputError(f"layers is empty; name at least one of {', '.join(known)}")
-    for layer in layers:
-        checks.one_of("layer", layer, known)
-
-
-def activations(network: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Outputs of the named modules for a batch, in the order asked for; differentiable with respect to ``x``.
-
-    The forward pass ends at the last layer that is wanted, so early layers are cheap.
-
-    Returns
-    -------
-    Layer name -> activation ``(n, ...)``.
-    """
-    modules = dict(network.named_modules())
-    found: dict[str, Tensor] = {}
-
-    def capture(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            found[name] = output
-            if len(found) == len(layers):
-                raise _AllCaptured
-
-        return hook
-
-    handles = [modules[name].register_forward_hook(capture(name)) for name in layers]
-    try:
-        network(x)
-    except _AllCaptured:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: found[name] for name in layers}
