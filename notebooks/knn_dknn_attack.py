@@ -788,7 +788,8 @@ chapter.figure(
 # ## Future work of the paper, done
 #
 # **An adversarially trained network.** DkNN on a network trained against an L2 adversary, attacked by the method of 2019
-# and by ours. The authors later withdrew a claim of robustness for such a defence, because a stronger attack removed it.
+# and by ours. The authors claimed robustness for such a defence {cite:p}`sitawarin2019followup` and later withdrew the claim,
+# because a stronger attack removed it.
 #
 # **Weighted voting.** A neighbour at distance $d$ weighs $\exp(-d^2 / (t\, d_k^2))$. The attack knows the weights.
 #
