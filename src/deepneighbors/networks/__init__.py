@@ -2,5 +2,6 @@
 
 from deepneighbors.networks.layers import activations, check_layers
 from deepneighbors.networks.mnist_cnn import MnistCNN
+from deepneighbors.networks.thin_resnet import ThinResNet
 
-__all__ = ["MnistCNN", "activations", "check_layers"]
+__all__ = ["MnistCNN", "ThinResNet", "activations", "check_layers"]

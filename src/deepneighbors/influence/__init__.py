@@ -1,0 +1,8 @@
+"""Influence of training images on a loss: through the last layer in closed form, and through the whole network."""
+
+from deepneighbors.influence.full_network import FullNetworkInfluence, Recursion
+from deepneighbors.influence.last_layer import LastLayerInfluence
+from deepneighbors.influence.operators import Identity, Inverse, Lissa
+from deepneighbors.influence.softmax import fit_softmax
+
+__all__ = ["FullNetworkInfluence", "Identity", "Inverse", "LastLayerInfluence", "Lissa", "Recursion", "fit_softmax"]
