@@ -15,7 +15,7 @@ from deepneighbors.networks import MnistCNN
 from deepneighbors.store import Artifact, Context, Payload, Stage, stage
 from deepneighbors.training import accuracy, fit_classifier, pgd_l2
 
-_DIGITS = ("deepneighbors.data", "deepneighbors.splits")
+_DIGITS = ("deepneighbors.data", "deepneighbors.splits.calibration")
 _CLASSIFIERS = ("deepneighbors.knn", "deepneighbors.dknn", "deepneighbors.neighbors", "deepneighbors.networks.layers",
                 "deepneighbors.networks.mnist_cnn", *_DIGITS)  # fmt: skip
 _TRAINING = ("deepneighbors.training", "deepneighbors.networks.mnist_cnn", "deepneighbors.data")
