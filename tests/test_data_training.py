@@ -174,3 +174,35 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss():
     assert moved.min() >= 0 and moved.max() <= 1
     loss = torch.nn.functional.cross_entropy
     assert loss(network(moved), y) > loss(network(x), y) + 0.1
+
+
+def fake(name, train, test=50, classes=10):
+    x = torch.zeros(1, 1, 1, 1).expand(max(train, test), 1, 1, 1)
+    labels = torch.arange(max(train, test)) % classes
+    return data.Dataset(name, x[:train], labels[:train], x[:test], labels[:test])
+
+
+def test_validation_images_are_stratified_and_apart():
+    found = splits.validation_split(fake("cifar10", 50_000), validation=1000)
+    labels = torch.arange(50_000) % 10
+    assert torch.bincount(labels[found.validation]).tolist() == [100] * 10
+    together = torch.cat([found.train, found.validation]).sort().values
+    assert torch.equal(together, torch.arange(50_000)) and len(found.test) == 50
+    assert (found.train.diff() > 0).all() and (found.validation.diff() > 0).all()
+
+
+def test_official_svhn_is_drawn_as_in_the_authors_code():
+    found = splits.validation_split(fake("svhn", 73_257, 26_032), validation=1000)
+    drawn = torch.cat([found.train, found.validation])
+    assert int(drawn.sum()) == 1_830_626_341 and int(found.test.sum()) == 129_933_718
+    assert found.test[:8].tolist() == [6, 8, 9, 10, 15, 17, 19, 23]
+
+
+def test_another_copy_of_svhn_is_used_whole():
+    found = splits.validation_split(fake("svhn", 4200, 1000), validation=100)
+    assert len(found.train) == 4100 and len(found.test) == 1000
+
+
+def test_a_split_without_room_is_refused():
+    with pytest.raises(InputError, match="validation is 9; it must be a whole number from 10 to 90"):
+        splits.validation_split(fake("mnist", 100), validation=9)
