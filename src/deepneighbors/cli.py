@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="compute the results of a chapter, and print how many rows each has")
     run.add_argument("chapter")
     run.add_argument("--experiment", action="append", metavar="NAME", help="only this one; may be repeated")
+    run.add_argument("--dataset", help="one of the chapter's data sets, instead of the profile's")
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     _add_settings(run)
     run.set_defaults(command=_run)
@@ -155,7 +156,7 @@ def _book(chosen: argparse.Namespace) -> int:
 def _make_run(chosen: argparse.Namespace, chapter: str) -> "Run":
     from deepneighbors import experiments
 
-    settings = {name: getattr(chosen, name) for name in ("profile", "seed", "device", "n")}
+    settings = {name: getattr(chosen, name, None) for name in ("profile", "seed", "device", "n", "dataset")}
     return experiments.Run(chapter=chapter, **settings)
 
 

@@ -5,6 +5,7 @@ Sitawarin & Wagner (2019); C, their released code.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 PROFILES = ("smoke", "quick", "full")
 
@@ -13,6 +14,8 @@ PROFILES = ("smoke", "quick", "full")
 class KnnDknnAttack:
     """Chapter 1. Every ``*_images`` field counts test digits; :meth:`with_images` caps the attacked ones."""
 
+    datasets: ClassVar[tuple[str, ...]] = ("mnist",)
+    dataset: str = "mnist"
     # Data. 60,000 neighbours for both classifiers, 9,250 test digits after 750 for calibration (C).
     knn_database: int = 60_000
     dknn_database: int = 60_000

@@ -32,12 +32,12 @@ def compute_all(run: Run, names: list[str] | None = None) -> dict[str, Result]:
     return {name: compute(run, name) for name in names or CHAPTERS[run.chapter].experiments}
 
 
-def recorded(chapter: str, name: str, *, profile: str = "full") -> Result | None:
+def recorded(chapter: str, name: str, *, profile: str = "full", dataset: str | None = None) -> Result | None:
     """A result that was computed before: the repository's for the full profile; None when there is none."""
     checks.one_of("chapter", chapter, CHAPTERS)
     checks.one_of("experiment", name, CHAPTERS[chapter].experiments)
     root = paths.recorded() if profile == "full" else paths.artifacts() / "results" / profile
-    folder = root / chapter
+    folder = root / Run(chapter, profile=profile, device="cpu", dataset=dataset).folder
     return Result.load(folder, name) if (folder / f"{name}.json").is_file() else None
 
 

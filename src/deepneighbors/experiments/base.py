@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from deepneighbors.store import Artifact, Context, Node, Store
 log = logging.getLogger(__name__)
 
 # What turns artefacts into rows, besides a summary and what it names in its own module.
-_ROWS = ("deepneighbors.results", "deepneighbors.intervals", "deepneighbors.experiments.knn_dknn_attack.attacked")
+_ROWS = ("deepneighbors.results", "deepneighbors.intervals")
 
 Nodes = Mapping[str, Node]
 Summary = tuple[pd.DataFrame, dict[str, np.ndarray]]
@@ -33,6 +33,8 @@ class Run:
 
     Parameters
     ----------
+    dataset
+        One of the chapter's; the profile's own when None.
     n
         Images for each attack, in place of the profile's numbers.
     """
@@ -42,10 +44,14 @@ class Run:
     seed: int = 0
     device: str = "auto"
     n: int | None = None
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         checks.one_of("chapter", self.chapter, profiles.SETTINGS)
         checks.one_of("profile", self.profile, profiles.PROFILES)
+        settings = profiles.SETTINGS[self.chapter][self.profile]
+        checks.one_of("dataset", self.dataset or settings.dataset, settings.datasets)
+        object.__setattr__(self, "dataset", self.dataset or settings.dataset)
         checks.whole("seed", self.seed, 0)
         object.__setattr__(self, "device", device.resolve(self.device))
         if self.n is not None:
@@ -53,14 +59,20 @@ class Run:
 
     @cached_property
     def settings(self) -> Any:
-        """The profile's settings of the chapter, with ``n`` applied."""
-        settings = profiles.SETTINGS[self.chapter][self.profile]
+        """The profile's settings of the chapter, with ``dataset`` and ``n`` applied."""
+        settings = replace(profiles.SETTINGS[self.chapter][self.profile], dataset=self.dataset)
         return settings if self.n is None else settings.with_images(self.n)
 
     @cached_property
     def store(self) -> Store:
         """The store of artefacts."""
         return Store(paths.artifacts())
+
+    @property
+    def folder(self) -> Path:
+        """Where results of the chapter lie below those of a profile: a folder for each data set where there are several."""
+        several = len(profiles.SETTINGS[self.chapter][self.profile].datasets) > 1
+        return Path(self.chapter, str(self.dataset)) if several else Path(self.chapter)
 
     @property
     def context(self) -> Context:
@@ -78,16 +90,19 @@ class Experiment:
         The stages that it needs, by name; making them computes nothing.
     summarise
         From the run and the artefacts, by the same names, to a tidy table and the arrays of its figures.
+    uses
+        Modules that the summary calls, besides its own.
     """
 
     name: str
     nodes: Callable[[Run], Nodes]
     summarise: Callable[[Run, Mapping[str, Artifact]], Summary]
+    uses: tuple[str, ...] = ()
 
     def code(self, run: Run) -> str:
         """Fingerprint of the code that the result depends on: its stages, upstream ones too, and its summary."""
         stages = {node.stage.name: node.stage.fingerprint for node in run.store.walk(*self.nodes(run).values())}
-        own = fingerprint(_ROWS, self.summarise)
+        own = fingerprint((*_ROWS, *self.uses), self.summarise)
         return hashlib.sha256("/".join([own, *(f"{k}:{v}" for k, v in sorted(stages.items()))]).encode()).hexdigest()
 
 
@@ -97,7 +112,6 @@ class Chapter:
 
     name: str
     title: str
-    dataset: str
     experiments: dict[str, Experiment] = field(default_factory=dict)
 
 
@@ -114,15 +128,15 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     origin = provenance(
         config={"profile": run.profile, "seed": run.seed, **asdict(run.settings)},
         code_fingerprint=code,
-        data_fingerprint=data.load(chapter.dataset).fingerprint,
+        data_fingerprint=data.load(run.settings.dataset).fingerprint,
         seconds=time.perf_counter() - start,
     )
     origin["stage_seconds"] = round(sum(stage.manifest["seconds"] for stage in stages), 1)
     origin["devices"] = sorted({stage.manifest["device"] for stage in stages})
     result = Result(name, table, arrays, origin)
-    result.save(paths.artifacts() / "results" / run.profile / chapter.name)
+    result.save(paths.artifacts() / "results" / run.profile / run.folder)
     if run.profile == "full":
-        record(result, paths.recorded() / chapter.name, seed=run.seed)
+        record(result, paths.recorded() / run.folder, seed=run.seed)
     return result
 
 
