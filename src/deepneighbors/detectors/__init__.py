@@ -1,0 +1,43 @@
+"""Detectors of adversarial images, one class each, and the controls that they are to be compared with."""
+
+from deepneighbors.detectors.activations import TrainingActivations
+from deepneighbors.detectors.base import Detector, LogisticStage
+from deepneighbors.detectors.controls import (
+    NearestOfPredictedClass,
+    RandomOfPredictedClass,
+    SingleFeature,
+    class_mean_distance,
+    logit_margin,
+    max_softmax,
+    off_grid,
+)
+from deepneighbors.detectors.dknn import DkNN
+from deepneighbors.detectors.lid import LID, lid
+from deepneighbors.detectors.mahalanobis import ClassGaussians, Mahalanobis
+from deepneighbors.detectors.nnif import NNIF, PredictedLabelInfluence
+from deepneighbors.detectors.ranks import rank_and_distance, ranks_and_distances
+from deepneighbors.detectors.select import Selection, select_hyperparameter
+
+__all__ = [
+    "LID",
+    "NNIF",
+    "ClassGaussians",
+    "Detector",
+    "DkNN",
+    "LogisticStage",
+    "Mahalanobis",
+    "NearestOfPredictedClass",
+    "PredictedLabelInfluence",
+    "RandomOfPredictedClass",
+    "Selection",
+    "SingleFeature",
+    "TrainingActivations",
+    "class_mean_distance",
+    "lid",
+    "logit_margin",
+    "max_softmax",
+    "off_grid",
+    "rank_and_distance",
+    "ranks_and_distances",
+    "select_hyperparameter",
+]
