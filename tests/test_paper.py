@@ -6,19 +6,42 @@ import pandas as pd
 import pytest
 
 from deepneighbors import experiments, results
+from deepneighbors.attacks.classifier import SETTINGS
 from deepneighbors.errors import InputError
 from deepneighbors.experiments.knn_dknn_attack import tables as attack_tables
 from deepneighbors.experiments.knn_dknn_attack.credibility import filtered_attacks
+from deepneighbors.experiments.nnif_detection.cases import DETECTORS, NETWORK
+from deepneighbors.experiments.nnif_detection.stages import STATISTICS
+from deepneighbors.experiments.nnif_detection.tables import MASKS
 from deepneighbors.paper import claims, values
 from deepneighbors.paper.claims import Claim, decide
 from deepneighbors.paper.values import PaperValue
+from deepneighbors.profiles import NnifDetection
 
 PAPER = "sitawarin2019"
-NETWORKS = {"knn", "mnist_cnn", "mnist_cnn/softmax", "mnist_cnn/robust", "mnist_cnn/robust/softmax", "mnist_cnn/robust_knn"}
-ATTACKS = {"", "none", "mean", "naive", "gradient", "feature_adversary", "minimum_norm", "pgd", "carlini_wagner"}
-# Experiments whose rows another one's run writes, and what is no experiment.
-ALSO = {"undefended", "constant"}
 CHAPTER = experiments.CHAPTERS["knn_dknn_attack"]
+# What the names of a paper's numbers may be. Experiments: also those whose rows another one's run writes, and constants.
+VOCABULARY = {
+    "sitawarin2019": {
+        "experiment": {*CHAPTER.experiments, "undefended", "constant"},
+        "dataset": {"mnist"},
+        "network": {"knn", "mnist_cnn", "mnist_cnn/softmax", "mnist_cnn/robust", "mnist_cnn/robust/softmax",
+                    "mnist_cnn/robust_knn"},
+        "attack": {"", "none", "mean", "naive", "gradient", "feature_adversary", "minimum_norm", "pgd", "carlini_wagner"},
+        "norm": {"", "l2", "linf"},
+    },
+    "cohen2020": {
+        "experiment": {"nnif"},
+        "dataset": set(NnifDetection.datasets),
+        "network": {f"{NETWORK}/{mode}" for mode in STATISTICS},
+        "attack": {*SETTINGS, "cw_opt"},
+        "detector": set(DETECTORS),
+        "layer": {"embedding", "all"},
+        "metric": {"auc", "accuracy"},
+        "setting": {"", "learned=fgsm", "white_box", *(f"features={mask}" for mask in MASKS)},
+    },
+}  # fmt: skip
+VOCABULARY["sitawarin2019followup"] = VOCABULARY["sitawarin2019"]
 
 
 def lookup(experiment, network, attack, metric, **names):
@@ -55,7 +78,7 @@ def test_known_values_are_found(names, value):
 def test_what_a_paper_does_not_have_is_none_and_an_unknown_paper_is_refused():
     assert lookup("knn_attack", "knn", "minimum_norm", "accuracy", norm="l2") is None
     assert lookup("knn_attack", "knn", "mean", "accuracy") is None  # without its norm
-    with pytest.raises(InputError, match="paper is 'sitawarin'; allowed are sitawarin2019"):
+    with pytest.raises(InputError, match="paper is 'sitawarin'; allowed are cohen2020, sitawarin2019"):
         values.lookup(paper="sitawarin", experiment="knn_attack", metric="accuracy")
 
 
@@ -65,16 +88,28 @@ def test_lookups_are_unique():
     assert repeated.empty
 
 
-@pytest.mark.parametrize("row", values.table().to_dict("records"), ids=lambda row: f"{row['experiment']}-{row['metric']}")
-def test_a_value_is_sound_and_of_the_vocabulary(row):
-    assert row["experiment"] in {*CHAPTER.experiments, *ALSO}
-    assert row["network"] in NETWORKS and row["attack"] in ATTACKS and row["norm"] in {"", "l2", "linf"}
-    assert row["kind"] in values.KINDS and row["place"]
-    assert math.isfinite(row["value"]) and row["value"] >= 0
-    assert not (row["metric"].startswith(("accuracy", "accepted", "mean_credibility")) and row["value"] > 1)
-    assert math.isnan(row["tolerance"]) == (row["reason"] == "")  # a tolerance has its reason
-    assert row["tolerance"] > 0 or math.isnan(row["tolerance"])
-    assert row["kind"] != "recalled" or math.isnan(row["tolerance"])
+@pytest.mark.parametrize("paper", values.papers())
+def test_values_are_sound_and_of_the_vocabulary(paper):
+    for row in values.table().query("paper == @paper").to_dict("records"):
+        for column, allowed in VOCABULARY[paper].items():
+            assert row[column] in allowed, row
+        assert row["kind"] in values.KINDS and row["place"], row
+        assert math.isfinite(row["value"]) and row["value"] >= 0, row
+        assert not (row["metric"].startswith(("accuracy", "accepted", "auc", "mean_credibility")) and row["value"] > 1), row
+        assert math.isnan(row["tolerance"]) == (row["reason"] == ""), row  # a tolerance has its reason
+        assert row["tolerance"] > 0 or math.isnan(row["tolerance"]), row
+        assert row["kind"] != "recalled" or math.isnan(row["tolerance"]), row
+
+
+def test_tables_of_the_nnif_paper_are_complete():
+    known = values.table().query("paper == 'cohen2020'")
+    plain = known[known["setting"] == ""]
+    cells = plain[plain["metric"] == "auc"].groupby(["dataset", "attack", "detector"])["layer"].apply(sorted)
+    assert len(cells) == 3 * 6 * 4
+    for (_, _, detector), layers in cells.items():
+        assert layers == (["embedding"] if detector == "dknn" else ["all", "embedding"])
+    assert len(known[known["setting"].str.startswith("features=")]) == 2 * len(MASKS)
+    assert len(known[known["setting"] == "learned=fgsm"]) == 3 * 5 * 4
 
 
 def test_the_published_histogram_has_adjacent_bins():
@@ -218,8 +253,9 @@ def test_a_claim_is_sound(claim):
     assert claim.place and claim.sentence.endswith(".")
     assert claim.query or claim.note
     for names in claims.selectors(claim.query) if claim.query else []:
-        assert names["experiment"] in {*CHAPTER.experiments, *ALSO}
-        assert names["network"].removesuffix("/released") in NETWORKS and names["attack"] in ATTACKS
+        allowed = VOCABULARY[claim.paper]
+        assert names["experiment"] in allowed["experiment"] and names["attack"] in allowed["attack"]
+        assert names["network"].removesuffix("/released") in allowed["network"]
 
 
 def test_claims_ask_for_rows_that_the_experiments_write(tmp_path, monkeypatch):

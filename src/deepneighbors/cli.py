@@ -156,7 +156,8 @@ def _book(chosen: argparse.Namespace) -> int:
 def _make_run(chosen: argparse.Namespace, chapter: str) -> "Run":
     from deepneighbors import experiments
 
-    settings = {name: getattr(chosen, name, None) for name in ("profile", "seed", "device", "n", "dataset")}
+    settings = {name: getattr(chosen, name) for name in ("profile", "seed", "device", "n")}
+    settings["dataset"] = getattr(chosen, "dataset", None)
     return experiments.Run(chapter=chapter, **settings)
 
 
@@ -179,6 +180,7 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # foolbox gives the root logger a handler
 
 
 if __name__ == "__main__":

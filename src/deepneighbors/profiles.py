@@ -5,7 +5,7 @@ Sitawarin & Wagner (2019); C, their released code.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 PROFILES = ("smoke", "quick", "full")
 
@@ -74,7 +74,51 @@ class KnnDknnAttack:
         return replace(self, **{name: max(1, min(getattr(self, name), n // share)) for name, share in shares.items()})
 
 
-SETTINGS = {
+@dataclass(frozen=True)
+class NnifDetection:
+    """Chapter 2. Sources: P, the paper of Cohen, Sapiro & Giryes (2020); C, their released code; T, their earlier tree.
+
+    A fast attack is made on ``fast_validation`` and ``fast_test`` images, a slow one on the others; :meth:`with_images` caps
+    all four.
+    """
+
+    datasets: ClassVar[tuple[str, ...]] = ("mnist", "cifar10", "cifar100", "svhn")
+    slow: ClassVar[tuple[str, ...]] = ("jsma", "cw", "ead")
+    dataset: str = "cifar10"
+    # 1,000 validation images, the rest trains; 1,000 and 10,000 are attacked (P).
+    train_images: int = 60_000
+    validation_images: int = 1_000
+    fast_validation: int = 1_000
+    fast_test: int = 10_000
+    slow_validation: int = 1_000
+    slow_test: int = 10_000
+    # The thin ResNet with 5 blocks a stage; SGD 0.1, momentum 0.9, batch 125, 200 epochs, weight decay 4e-4 (C).
+    blocks: int = 5
+    epochs: int = 200
+    learning_rate: float = 0.1
+    one_cycle: bool = False
+    weight_decay: float = 4e-4
+    # Batch norm: clean uses running statistics, faithful those of the batch, as the released code.
+    modes: tuple[str, ...] = ("clean", "faithful")
+    attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
+    # Steps of the slow attacks; None leaves the paper's.
+    search_steps: int | None = None
+    steps: int | None = None
+    # Hyper-parameters to choose from (C): k of DkNN as shares of the training images a class, k of LID, epsilon, M.
+    dknn_k: tuple[float, ...] = (0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.94, 0.98, 1.02, 1.06, 1.1)
+    lid_k: tuple[int, ...] = tuple(range(10, 41, 2))
+    epsilons: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 8e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 8e-3, 1e-2)
+    sizes: tuple[int, ...] = (*range(10, 101, 10), *range(150, 501, 50))
+    # Training images that test images are compared with in faithful mode (C; P says 10,000).
+    subset: int = 5_000
+
+    def with_images(self, n: int) -> "NnifDetection":
+        """The same with at most ``n`` test images of a fast attack, half of that for a slow one, and half to validate."""
+        shares = {"fast_test": 1, "slow_test": 2, "fast_validation": 2, "slow_validation": 4}
+        return replace(self, **{name: max(10, min(getattr(self, name), n // share)) for name, share in shares.items()})
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
     "knn_dknn_attack": {
         "full": KnnDknnAttack(),
         "quick": KnnDknnAttack(
@@ -142,6 +186,48 @@ SETTINGS = {
             sweep_k=(5, 75),
             sweep_steps=(20, 40),
             temperatures=(0.1,),
+        ),
+    },
+    "nnif_detection": {
+        "full": NnifDetection(),
+        "quick": NnifDetection(
+            dataset="mnist",
+            train_images=6_000,
+            validation_images=300,
+            fast_validation=100,
+            fast_test=200,
+            slow_validation=50,
+            slow_test=50,
+            blocks=1,
+            epochs=2,
+            one_cycle=True,
+            modes=("clean",),
+            search_steps=2,
+            steps=50,
+            dknn_k=(0.02, 0.2, 0.8),
+            lid_k=(10, 20, 40),
+            epsilons=(1e-4, 1e-3, 1e-2),
+            sizes=(10, 50, 200),
+            subset=1_000,
+        ),
+        "smoke": NnifDetection(
+            dataset="mnist",
+            train_images=2_000,
+            validation_images=100,
+            fast_validation=40,
+            fast_test=40,
+            slow_validation=25,
+            slow_test=25,
+            blocks=1,
+            epochs=3,
+            one_cycle=True,
+            search_steps=1,
+            steps=10,
+            dknn_k=(0.2, 0.8),
+            lid_k=(5, 8),
+            epsilons=(1e-4, 1e-2),
+            sizes=(10, 50),
+            subset=500,
         ),
     },
 }

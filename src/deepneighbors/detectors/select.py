@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ class Selection:
     table: pd.DataFrame
 
 
-def select_hyperparameter(features: Mapping[Hashable, tuple[np.ndarray, np.ndarray]], *, folds: int = 5,
+def select_hyperparameter(features: Mapping[Any, tuple[np.ndarray, np.ndarray]], *, folds: int = 5,
                           seed: int = 0) -> Selection:  # fmt: skip
     """Value with the largest mean ROC-AUC in cross-validation; of equal ones the first.
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from deepneighbors.errors import InputError
 
+PAPERS = ("sitawarin2019", "cohen2020")  # a file of numbers each; the first also has those of its follow-up
 KINDS = ("published", "code", "recalled")
 NAMES = ("paper", "experiment", "dataset", "network", "attack", "detector", "norm", "layer", "metric", "setting")
 COLUMNS = (*NAMES, "value", "place", "kind", "tolerance", "reason")
@@ -94,11 +95,14 @@ def constant(name: str, *, paper: str = "sitawarin2019", layer: str = "") -> flo
 
 @cache
 def _read() -> pd.DataFrame:
-    source = resources.files(__package__) / "data" / "values.csv"
+    folder = resources.files(__package__) / "data"
     numbers = ("value", "tolerance")
     texts = {name: str for name in COLUMNS if name not in numbers}
-    with source.open(encoding="utf-8") as file:
-        frame = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values={"tolerance": [""]})
+    frames = []
+    for paper in PAPERS:
+        with (folder / f"values_{paper}.csv").open(encoding="utf-8") as file:
+            frames.append(pd.read_csv(file, dtype=texts, keep_default_na=False, na_values={"tolerance": [""]}))
+    frame = pd.concat(frames, ignore_index=True)
     return frame.astype(dict.fromkeys(numbers, float))[list(COLUMNS)]
 
 

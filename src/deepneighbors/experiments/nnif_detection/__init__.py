@@ -1,0 +1,15 @@
+"""Chapter 2: detecting adversarial images by influence functions and nearest neighbours (Cohen, Sapiro & Giryes 2020)."""
+
+from dataclasses import replace
+
+from deepneighbors.experiments.base import Chapter
+from deepneighbors.experiments.nnif_detection import cases, tables
+
+CHAPTER = Chapter(
+    name="nnif_detection",
+    title="NNIF",
+    experiments={
+        experiment.name: replace(experiment, uses=(cases.__name__,))
+        for experiment in (tables.ATTACKS, tables.DETECTION, tables.ABLATION, tables.GENERALISATION)
+    },
+)

@@ -1,0 +1,138 @@
+"""A data set in one mode: the nodes of its network, attacks, features and detectors, and the rows that they make."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepneighbors.attacks.classifier import SETTINGS
+from deepneighbors.experiments.base import Run
+from deepneighbors.experiments.nnif_detection import stages
+from deepneighbors.results import auc_row, mean_row
+from deepneighbors.store import Artifact, Node
+
+NETWORK = "thin_resnet34"
+DETECTORS = ("dknn", "lid", "mahalanobis", "nnif")
+CONTROLS = ("random_of_class", "nearest_of_class", "class_mean", "logit_margin", "max_softmax", "off_grid")
+_SLICE = 500  # images of an attack's stage, a multiple of the batch of 125
+_SEEDS = {name: index for index, name in enumerate(SETTINGS)}  # every attack draws its own targets
+
+
+@dataclass(frozen=True)
+class Case:
+    """The network of a run in one mode, ``clean`` or ``faithful``."""
+
+    run: Run
+    mode: str
+
+    @property
+    def data(self) -> dict:
+        """Config of the images."""
+        s = self.run.settings
+        return {"dataset": s.dataset, "train_images": s.train_images, "validation_images": s.validation_images}
+
+    @property
+    def layers(self) -> int:
+        """Layers whose activations are features."""
+        return 6 * self.run.settings.blocks + 3
+
+    @property
+    def embedding(self) -> int:
+        """Place of the embedding among them."""
+        return self.layers - 2
+
+    @property
+    def weights(self) -> Node:
+        """The trained network: one for both modes."""
+        copied = ("blocks", "epochs", "learning_rate", "one_cycle", "weight_decay")
+        recipe = {name: getattr(self.run.settings, name) for name in copied}
+        return stages.train.node({**self.data, **recipe, "seed": self.run.seed})
+
+    def images(self, attack: str, part: str) -> int:
+        """Images attacked of the validation or test part."""
+        s = self.run.settings
+        return getattr(s, f"{'slow' if attack in s.slow else 'fast'}_{part}")
+
+    def attacked(self, attack: str, part: str) -> list[Node]:
+        """An attack on a part, slice by slice."""
+        s, count = self.run.settings, self.images(attack, part)
+        steps = {"steps": s.steps, "binary_search_steps": s.search_steps} if attack in ("cw", "ead") else {}
+        config = {
+            "data": self.data, "mode": self.mode, "attack": attack, "part": part,
+            "seed": 10_000 * (1 + _SEEDS[attack]) + self.run.seed,
+            "options": {name: value for name, value in steps.items() if value is not None},
+        }  # fmt: skip
+        bounds = [{"start": start, "stop": min(start + _SLICE, count)} for start in range(0, count, _SLICE)]
+        return [stages.attack.node(config | bound, (self.weights,)) for bound in bounds]
+
+    def features(self, detector: str, attack: str, part: str, *, clean: bool, rounded: bool = False) -> Node:
+        """Features of the images that an attack has worked on, before (``clean``) or after it."""
+        s = self.run.settings
+        grids = {"dknn": s.dknn_k, "lid": s.lid_k, "mahalanobis": s.epsilons, "nnif": s.sizes,
+                 "random_of_class": s.sizes, "nearest_of_class": s.sizes}  # fmt: skip
+        config: dict[str, Any] = {
+            "data": self.data, "mode": self.mode, "detector": detector, "part": part,
+            "images": self.images(attack, part), "grid": grids.get(detector, ()),
+        }  # fmt: skip
+        if detector == "dknn":
+            config["calibration"] = self.images(attack, "validation")
+        if detector == "nnif" and self.mode == "faithful":
+            config["subset"] = s.subset
+        if rounded and not clean:
+            config["rounded"] = True
+        return stages.features.node(config, (self.weights, *([] if clean else self.attacked(attack, part))))
+
+    def columns(self, detector: str, layer: str, mask: str = "1111") -> list[int]:
+        """Which features of a detector belong to ``embedding`` or to ``all`` layers; for NNIF those of a mask."""
+        width = {"nnif": 4, "lid": 1, "mahalanobis": 1}.get(detector, 0)
+        kept = [column for column, digit in enumerate(mask) if digit == "1"]
+        if detector in ("random_of_class", "nearest_of_class"):
+            return kept
+        if width == 0 or (layer == "all" and mask == "1111"):
+            return []
+        chosen = [self.embedding] if layer == "embedding" else range(self.layers)
+        return [width * place + column for place in chosen for column in (kept if width == 4 else [0])]
+
+    def detected(self, detector: str, layer: str, attack: str, *, learned: str = "", mask: str = "1111",
+                 rounded: bool = False) -> Node:  # fmt: skip
+        """A detector's scores of one attack; ``learned`` is the attack that it has seen, by default the same."""
+        learned = learned or attack
+        parts = [
+            (learned, "validation", True),
+            (learned, "validation", False),
+            (attack, "test", True),
+            (attack, "test", False),
+        ]
+        inputs = [
+            self.features(detector, name, part, clean=clean, rounded=rounded) for name, part, clean in parts
+        ]  # fmt: skip
+        config = {"detector": detector, "columns": self.columns(detector, layer, mask), "folds": 5}
+        return stages.detect.node(config, inputs)
+
+    def rows(self, found: Artifact, **names: Any) -> list[dict]:
+        """AUC, accuracy at 0.5, and detection at 5 % false positives."""
+        names = self.names(**names)
+        clean, attacked = (found.tensors[part].numpy() for part in ("clean", "attacked"))
+        right = np.concatenate([clean < 0.5, attacked >= 0.5])
+        threshold = np.quantile(clean, 0.95, method="higher")
+        return [
+            auc_row(-clean, -attacked, metric="auc", **names),
+            mean_row(right, metric="accuracy", **names),
+            mean_row(attacked > threshold, metric="tpr_at_fpr_5", **names),
+        ]
+
+    def names(self, **more: Any) -> dict[str, Any]:
+        """Columns that name the rows of this case."""
+        network = f"{NETWORK}/{self.mode}"
+        return {
+            "experiment": "nnif",
+            "dataset": self.run.settings.dataset,
+            "network": network,
+            "seed": self.run.seed,
+            **more,
+        }
+
+
+def cases(run: Run) -> list[Case]:
+    """The run's data set in each mode."""
+    return [Case(run, mode) for mode in run.settings.modes]
