@@ -33,6 +33,7 @@ class _Run:
     seed: int
     device: str
     n: int | None
+    dataset: str | None = None
 
     def __post_init__(self):
         if self.chapter != "numbers":

@@ -60,11 +60,11 @@ def test_provenance_tells_what_made_it(knn_result):
     assert origin["data_fingerprint"] == "0e5eab0450d8b821"
 
 
-def test_every_node_of_every_profile_can_be_planned():
-    chapter = experiments.CHAPTERS["knn_dknn_attack"]
+@pytest.mark.parametrize("chapter", experiments.CHAPTERS)
+def test_every_node_of_every_profile_can_be_planned(chapter):
     for profile in profiles.PROFILES:
-        run = experiments.Run("knn_dknn_attack", profile=profile, device="cpu")
-        for experiment in chapter.experiments.values():
+        run = experiments.Run(chapter, profile=profile, device="cpu")
+        for experiment in experiments.CHAPTERS[chapter].experiments.values():
             nodes = experiment.nodes(run)
             walked = list(run.store.walk(*nodes.values()))
             asked = {(n.stage.name, n.config_json, tuple(i.key for i in n.inputs)) for n in walked}
@@ -93,6 +93,13 @@ def test_n_caps_what_is_attacked():
     assert dataclasses.asdict(run.settings)["curve_images"] == 6
 
 
+def test_results_of_several_data_sets_lie_apart():
+    digits, colours = (experiments.Run("nnif_detection", profile="full", device="cpu", dataset=d) for d in ("mnist", "svhn"))
+    assert digits.folder.as_posix() == "nnif_detection/mnist" and colours.folder.as_posix() == "nnif_detection/svhn"
+    assert experiments.Run("knn_dknn_attack", device="cpu").folder.as_posix() == "knn_dknn_attack"
+    assert colours.settings.dataset == "svhn"
+
+
 def test_outsiders_keep_shape_and_box():
     x, _ = stages.digits_of({"start": 0, "stop": 5}, "cpu")
     for kind in stages.OUT_OF_DISTRIBUTION:
@@ -116,6 +123,8 @@ def test_unit_output_distance_is_the_norm_less_one_along_the_image():
         ({"seed": -1}, "seed is -1"),
         ({"device": "tpu"}, "device is 'tpu'; allowed are auto, cpu, cuda"),
         ({"n": 0}, "n is 0"),
+        ({"dataset": "svhn"}, "dataset is 'svhn'; allowed are mnist"),
+        ({"chapter": "nnif_detection", "dataset": "cifar"}, "allowed are mnist, cifar10, cifar100, svhn"),
     ],
 )
 def test_bad_requests_are_refused(options, message):
