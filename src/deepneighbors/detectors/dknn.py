@@ -13,6 +13,13 @@ from deepneighbors.neighbors import NearestNeighbors
 _QUERIES = 1000  # at a time: k of some thousands makes the neighbours the largest thing in memory
 
 
+def calibration_rows(count: int, mode: str, seed: int = 0) -> Tensor:
+    """The third of ``count`` clean images that calibrates: the first in ``faithful`` mode, a random one in ``clean``."""
+    if mode == "faithful":
+        return torch.arange(count // 3)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: count // 3]
+
+
 class DkNN(Detector):
     """p-values of all labels from the k nearest training images in one layer, by L2 distance.
 
@@ -66,17 +73,12 @@ class DkNN(Detector):
 
     def calibrate(self, votes: Tensor, labels: Tensor) -> np.ndarray:
         """Learn the nonconformity of a third of the clean images from their votes; returns a mask ``(n,)`` of the others."""
-        chosen = self._calibration_rows(len(votes))
+        chosen = calibration_rows(len(votes), self.mode, self.seed)
         own = self.k - votes[chosen].gather(1, labels[chosen, None]).flatten()
         self.calibration_ = own.sort().values
         rest = np.ones(len(votes), dtype=bool)
         rest[chosen.cpu().numpy()] = False
         return rest
-
-    def _calibration_rows(self, count: int) -> Tensor:
-        if self.mode == "faithful":
-            return torch.arange(count // 3)
-        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: count // 3]
 
     def votes(self, x: Tensor) -> Tensor:
         """Neighbours with each label, ``(n, classes)``; a row adds up to k."""

@@ -10,6 +10,6 @@ CHAPTER = Chapter(
     title="NNIF",
     experiments={
         experiment.name: replace(experiment, uses=(cases.__name__,))
-        for experiment in (tables.ATTACKS, tables.DETECTION, tables.ABLATION, tables.GENERALISATION)
+        for experiment in (tables.ATTACKS, tables.DETECTION, tables.ABLATION, tables.GENERALISATION, tables.VIEWS_OF_IMAGES)
     },
 )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from deepneighbors.attacks.classifier import SETTINGS
+from deepneighbors.attacks.detector_evasion import threshold_at_fpr
 from deepneighbors.experiments.base import Run
 from deepneighbors.experiments.nnif_detection import stages
 from deepneighbors.results import auc_row, mean_row
@@ -65,22 +66,23 @@ class Case:
         bounds = [{"start": start, "stop": min(start + _SLICE, count)} for start in range(0, count, _SLICE)]
         return [stages.attack.node(config | bound, (self.weights,)) for bound in bounds]
 
-    def features(self, detector: str, attack: str, part: str, *, clean: bool, rounded: bool = False) -> Node:
-        """Features of the images that an attack has worked on, before (``clean``) or after it."""
+    def features(self, detector: str, attack: str, part: str, shown: str, view: str = "plain") -> Node:
+        """Features of the images that an attack has worked on, before (``shown`` is clean) or after it (attacked)."""
         s = self.run.settings
         grids = {"dknn": s.dknn_k, "lid": s.lid_k, "mahalanobis": s.epsilons, "nnif": s.sizes,
                  "random_of_class": s.sizes, "nearest_of_class": s.sizes}  # fmt: skip
         config: dict[str, Any] = {
             "data": self.data, "mode": self.mode, "detector": detector, "part": part,
-            "images": self.images(attack, part), "grid": grids.get(detector, ()),
+            "images": self.images(attack, part), "grid": grids.get(detector, ()), "shown": shown,
+            # Rounding changes no clean image: it is stored in 8 bits already.
+            "view": "plain" if (view, shown) == ("rounded", "clean") else view,
         }  # fmt: skip
         if detector == "dknn":
             config["calibration"] = self.images(attack, "validation")
         if detector == "nnif" and self.mode == "faithful":
             config["subset"] = s.subset
-        if rounded and not clean:
-            config["rounded"] = True
-        return stages.features.node(config, (self.weights, *([] if clean else self.attacked(attack, part))))
+        seen = self.attacked(attack, part) if shown == "attacked" or view == "mixed" else []
+        return stages.features.node(config, (self.weights, *seen))
 
     def columns(self, detector: str, layer: str, mask: str = "1111") -> list[int]:
         """Which features of a detector belong to ``embedding`` or to ``all`` layers; for NNIF those of a mask."""
@@ -94,31 +96,23 @@ class Case:
         return [width * place + column for place in chosen for column in (kept if width == 4 else [0])]
 
     def detected(self, detector: str, layer: str, attack: str, *, learned: str = "", mask: str = "1111",
-                 rounded: bool = False) -> Node:  # fmt: skip
+                 view: str = "plain") -> Node:  # fmt: skip
         """A detector's scores of one attack; ``learned`` is the attack that it has seen, by default the same."""
-        learned = learned or attack
-        parts = [
-            (learned, "validation", True),
-            (learned, "validation", False),
-            (attack, "test", True),
-            (attack, "test", False),
-        ]
+        parts = ((learned or attack, "validation"), (attack, "test"))
         inputs = [
-            self.features(detector, name, part, clean=clean, rounded=rounded) for name, part, clean in parts
-        ]  # fmt: skip
+            self.features(detector, name, part, shown, view) for name, part in parts for shown in ("clean", "attacked")
+        ]
         config = {"detector": detector, "columns": self.columns(detector, layer, mask), "folds": 5}
         return stages.detect.node(config, inputs)
 
-    def rows(self, found: Artifact, **names: Any) -> list[dict]:
-        """AUC, accuracy at 0.5, and detection at 5 % false positives."""
-        names = self.names(**names)
-        clean, attacked = (found.tensors[part].numpy() for part in ("clean", "attacked"))
+    def rows(self, scores: tuple[np.ndarray, np.ndarray], **names: Any) -> list[dict]:
+        """AUC, accuracy at 0.5, and detection at 5 % false positives, from scores of clean and of attacked images."""
+        (clean, attacked), names = scores, self.names(**names)
         right = np.concatenate([clean < 0.5, attacked >= 0.5])
-        threshold = np.quantile(clean, 0.95, method="higher")
         return [
             auc_row(-clean, -attacked, metric="auc", **names),
             mean_row(right, metric="accuracy", **names),
-            mean_row(attacked > threshold, metric="tpr_at_fpr_5", **names),
+            mean_row(attacked >= threshold_at_fpr(clean), metric="tpr_at_fpr_5", **names),
         ]
 
     def names(self, **more: Any) -> dict[str, Any]:
@@ -136,3 +130,8 @@ class Case:
 def cases(run: Run) -> list[Case]:
     """The run's data set in each mode."""
     return [Case(run, mode) for mode in run.settings.modes]
+
+
+def scores_of(found: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of clean and of attacked test images, from :data:`stages.detect`."""
+    return found.tensors["clean"].numpy(), found.tensors["attacked"].numpy()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from deepneighbors import data, detectors, splits
 from deepneighbors.attacks import classifier
 from deepneighbors.augmentation import FlipAndCrop
+from deepneighbors.detectors.dknn import calibration_rows
 from deepneighbors.detectors.mahalanobis import CIFAR_SCALE
 from deepneighbors.influence import Inverse, LastLayerInfluence, Lissa
 from deepneighbors.networks.thin_resnet import ThinResNet, decay_groups
@@ -170,11 +171,13 @@ def training_activations(config: dict, weights: Artifact, device: str, subset: i
         x, y = images.x["train"].to(device), images.y["train"].to(device)
         _ACTIVATIONS[key] = detectors.TrainingActivations.compute(network, x, y, network.layers, batch_size=BATCH)
     whole = _ACTIVATIONS[key]
+    if config.get("view") == "single":
+        whole = replace(whole, batch_size=1)
     if not subset:
         return whole
     chosen = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(0))[:subset].sort().values.to(device)
     pooled = {layer: rows[chosen] for layer, rows in whole.pooled.items()}
-    return detectors.TrainingActivations(whole.network, whole.images[chosen], whole.labels[chosen], pooled, BATCH)
+    return replace(whole, images=whole.images[chosen], labels=whole.labels[chosen], pooled=pooled)
 
 
 _ACTIVATIONS: dict[tuple, detectors.TrainingActivations] = {}
@@ -192,32 +195,44 @@ def kept_images(config: dict, weights: Artifact, device: str) -> tuple[Tensor, T
 @stage("detector_features", uses=("deepneighbors.detectors", "deepneighbors.influence", "deepneighbors.neighbors",
                                   *_DATA, *_NETWORK))  # fmt: skip
 def features(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
-    """Features of one detector for the images of a part that the network has right, clean or attacked, in all layers.
+    """Features of one detector, in all layers, for the images of a part that the network has right.
 
-    The first input is the network, the others are the slices of the attack. One tensor for each value of the detector's
-    hyper-parameter. ``rounded`` stores the attacked images in 8 bits first.
+    The first input is the network, the others are the slices of an attack. ``shown`` is ``clean`` or ``attacked``. One
+    tensor for each value of the detector's hyper-parameter. ``view`` is how images come to the detector: ``plain``;
+    ``rounded``, attacked images being stored in 8 bits; ``mixed``, clean and attacked images in the same batches; or
+    ``single``, one at a time.
     """
     weights, slices = inputs[0], inputs[1:]
     clean, places = kept_images(config, weights, context.device)
-    x = clean
-    if slices:
-        x = torch.cat([part.tensors["x"] for part in slices])[places]
-        x = (x * 255).round() / 255 if config.get("rounded") else x
-    found = FEATURES[config["detector"]](config, weights, x, clean, context.device)
-    return Payload(tensors={name: torch.as_tensor(rows).to(torch.float64).contiguous() for name, rows in found.items()})
+    attacked = torch.cat([part.tensors["x"] for part in slices])[places] if slices else clean
+    attacked = (attacked * 255).round() / 255 if config["view"] == "rounded" else attacked
+    if config["view"] == "mixed":
+        order = torch.randperm(2 * len(clean), generator=torch.Generator().manual_seed(0))
+        x, reference = torch.cat([clean, attacked])[order], torch.cat([clean, clean])[order]
+        wanted = order.argsort().view(2, -1)[int(config["shown"] == "attacked")]
+    else:
+        x, reference = clean if config["shown"] == "clean" else attacked, clean
+        wanted = torch.arange(len(clean))
+    if config["detector"] == "dknn" and config["part"] == "validation":
+        # Images that calibrate do not teach.
+        free = torch.ones(len(clean), dtype=torch.bool)
+        free[calibration_rows(len(clean), config["mode"])] = False
+        wanted = wanted[free]
+    found = FEATURES[config["detector"]](config, weights, x, reference, context.device)
+    tensors = {name: torch.as_tensor(rows)[wanted].to(torch.float64).contiguous() for name, rows in found.items()}
+    return Payload(tensors=tensors)
 
 
 def _dknn(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str) -> dict[str, Any]:
-    """p-values by k; of validation images without the third that calibrates."""
+    """p-values by k, calibrated on a third of the validation images."""
     training, found = training_activations(config, weights, device), {}
     held, places = kept_images(config | {"part": "validation", "images": config["calibration"]}, weights, device)
     labels = images_of(config["data"]).y["validation"][places].to(device)
     for share in config["grid"]:
         k = min(len(training.labels), max(1, round(share * len(training.labels) / training.classes)))
         detector = detectors.DkNN(training, k=k, mode=config["mode"])
-        rest = detector.calibrate(detector.votes(held), labels)
-        rows = detector.p_values(detector.votes(x))
-        found[str(k)] = rows[rest] if config["part"] == "validation" else rows
+        detector.calibrate(detector.votes(held), labels)
+        found[str(k)] = detector.p_values(detector.votes(x))
     return found
 
 

@@ -6,23 +6,32 @@ import numpy as np
 
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
 from deepneighbors.experiments.nnif_detection import stages
-from deepneighbors.experiments.nnif_detection.cases import CONTROLS, DETECTORS, Case, cases
+from deepneighbors.experiments.nnif_detection.cases import CONTROLS, DETECTORS, Case, cases, scores_of
 from deepneighbors.results import mean_row, statistic_row, table
 from deepneighbors.store import Artifact
 
 MASKS = tuple(f"{mask:04b}" for mask in range(1, 16))  # R_up, D_up, R_down, D_down; table 2 of the paper
+# How images come to a detector; LID computes its activations in minibatches of its own, so one at a time means nothing.
+VIEWS = {
+    "rounded": (*DETECTORS, *CONTROLS),
+    "mixed": DETECTORS,
+    "single": ("dknn", "mahalanobis", "nnif"),
+}
 LEARNED = "fgsm"  # the attack that detectors have seen in table 3
 
 
+def _slices(run: Run, part: str) -> Nodes:
+    """Slices of every attack on a part, by mode, attack and number."""
+    return {
+        f"{case.mode}|{attack}|{part}#{i}": node
+        for case in cases(run)
+        for attack in run.settings.attacks
+        for i, node in enumerate(case.attacked(attack, part))
+    }
+
+
 def _attack_nodes(run: Run) -> Nodes:
-    nodes = {}
-    for case in cases(run):
-        nodes["network"] = case.weights
-        for attack in run.settings.attacks:
-            for part in ("validation", "test"):
-                slices = case.attacked(attack, part)
-                nodes |= {f"{case.mode}|{attack}|{part}#{i}": node for i, node in enumerate(slices)}
-    return nodes
+    return {"network": cases(run)[0].weights, **_slices(run, "test")}
 
 
 def _attack_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
@@ -70,23 +79,30 @@ def _detection_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
 
 
 def _detection_nodes(run: Run) -> Nodes:
-    return {
+    detected = {
         f"{case.mode}|{attack}|{detector}|{layer}": case.detected(detector, layer, attack)
         for case, attack, detector, layer in _detection_lines(run)
     }
+    return {**detected, **_slices(run, "test")}
 
 
 def _detection_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
-    """Every detector and control on every attack that it has learned from, with the hyper-parameter that it chose."""
+    """Every detector and control on every attack that it has learned from, with the hyper-parameter that it chose.
+
+    Failed attacks count as adversarial, as in the paper; ``setting`` is ``successful`` where they are left out of the test.
+    """
     rows: list[dict] = []
     arrays: dict[str, np.ndarray] = {}
     for case, attack, detector, layer in _detection_lines(run):
         key = f"{case.mode}|{attack}|{detector}|{layer}"
         names = {"attack": attack, "detector": detector, "layer": layer}
-        rows += case.rows(found[key], **names)
+        clean, attacked = scores_of(found[key])
+        won = _right(case, attack, found)["success"].astype(bool)
+        rows += case.rows((clean, attacked), **names)
+        rows += case.rows((clean, attacked[won]), **names, setting="successful")
         chosen = float(found[key].values["chosen"])
         rows.append(statistic_row(chosen, n=case.images(attack, "validation"), **case.names(metric="chosen", **names)))
-        arrays |= {f"{key}|{part}": scores.numpy().astype(np.float32) for part, scores in found[key].tensors.items()}
+        arrays |= {f"{key}|clean": clean.astype(np.float32), f"{key}|attacked": attacked.astype(np.float32)}
     return table(rows), arrays
 
 
@@ -106,7 +122,7 @@ def _ablation_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
         for attack in run.settings.attacks:
             for mask in MASKS:
                 names = {"attack": attack, "detector": "nnif", "layer": "embedding", "setting": f"features={mask}"}
-                rows += case.rows(found[f"{case.mode}|{attack}|{mask}"], **names)
+                rows += case.rows(scores_of(found[f"{case.mode}|{attack}|{mask}"]), **names)
     return table(rows), {}
 
 
@@ -128,7 +144,31 @@ def _generalisation_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
     rows = []
     for case, attack, detector, layer in _generalisation_lines(run):
         names = {"attack": attack, "detector": detector, "layer": layer, "setting": f"learned={LEARNED}"}
-        rows += case.rows(found[f"{case.mode}|{attack}|{detector}|{layer}"], **names)
+        rows += case.rows(scores_of(found[f"{case.mode}|{attack}|{detector}|{layer}"]), **names)
+    return table(rows), {}
+
+
+def _view_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
+    for case in cases(run):
+        for attack in run.settings.attacks:
+            for view, seen in VIEWS.items():
+                for detector in seen:
+                    yield case, attack, detector, view
+
+
+def _view_nodes(run: Run) -> Nodes:
+    return {
+        f"{case.mode}|{attack}|{detector}|{view}": case.detected(detector, "embedding", attack, view=view)
+        for case, attack, detector, view in _view_lines(run)
+    }
+
+
+def _view_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
+    """What is left of each detector when images come to it in another way, in learning and in the test."""
+    rows = []
+    for case, attack, detector, view in _view_lines(run):
+        names = {"attack": attack, "detector": detector, "layer": "embedding", "setting": view}
+        rows += case.rows(scores_of(found[f"{case.mode}|{attack}|{detector}|{view}"]), **names)
     return table(rows), {}
 
 
@@ -136,3 +176,4 @@ ATTACKS = Experiment("attacks", _attack_nodes, _attack_summary)
 DETECTION = Experiment("detection", _detection_nodes, _detection_summary)
 ABLATION = Experiment("ablation", _ablation_nodes, _ablation_summary)
 GENERALISATION = Experiment("generalisation", _generalisation_nodes, _generalisation_summary)
+VIEWS_OF_IMAGES = Experiment("views", _view_nodes, _view_summary)
