@@ -83,7 +83,7 @@ class NnifDetection:
     """
 
     datasets: ClassVar[tuple[str, ...]] = ("mnist", "cifar10", "cifar100", "svhn")
-    slow: ClassVar[tuple[str, ...]] = ("jsma", "cw", "ead")
+    slow: ClassVar[tuple[str, ...]] = ("jsma", "cw", "ead", "cw_opt")
     dataset: str = "cifar10"
     # 1,000 validation images, the rest trains; 1,000 and 10,000 are attacked (P).
     train_images: int = 60_000
@@ -109,12 +109,16 @@ class NnifDetection:
     lid_k: tuple[int, ...] = tuple(range(10, 41, 2))
     epsilons: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 8e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 8e-3, 1e-2)
     sizes: tuple[int, ...] = (*range(10, 101, 10), *range(150, 501, 50))
+    # White box: helpful images that CW-Opt pulls towards (C); the adaptive attack is ours.
+    helpful: int = 50
+    adaptive_images: int = 1_000
+    adaptive_steps: int = 300
     # Training images that test images are compared with in faithful mode (C; P says 10,000).
     subset: int = 5_000
 
     def with_images(self, n: int) -> "NnifDetection":
         """The same with at most ``n`` test images of a fast attack, half of that for a slow one, and half to validate."""
-        shares = {"fast_test": 1, "slow_test": 2, "fast_validation": 2, "slow_validation": 4}
+        shares = {"fast_test": 1, "slow_test": 2, "fast_validation": 2, "slow_validation": 4, "adaptive_images": 5}
         return replace(self, **{name: max(10, min(getattr(self, name), n // share)) for name, share in shares.items()})
 
 
@@ -208,6 +212,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
             lid_k=(10, 20, 40),
             epsilons=(1e-4, 1e-3, 1e-2),
             sizes=(10, 50, 200),
+            adaptive_images=25,
+            adaptive_steps=100,
             subset=1_000,
         ),
         "smoke": NnifDetection(
@@ -227,6 +233,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             lid_k=(5, 8),
             epsilons=(1e-4, 1e-2),
             sizes=(10, 50),
+            helpful=20,
+            adaptive_images=10,
+            adaptive_steps=30,
             subset=500,
         ),
     },

@@ -3,13 +3,20 @@
 from dataclasses import replace
 
 from deepneighbors.experiments.base import Chapter
-from deepneighbors.experiments.nnif_detection import cases, tables
+from deepneighbors.experiments.nnif_detection import cases, tables, white_box
 
 CHAPTER = Chapter(
     name="nnif_detection",
     title="NNIF",
     experiments={
         experiment.name: replace(experiment, uses=(cases.__name__,))
-        for experiment in (tables.ATTACKS, tables.DETECTION, tables.ABLATION, tables.GENERALISATION, tables.VIEWS_OF_IMAGES)
+        for experiment in (
+            tables.ATTACKS,
+            tables.DETECTION,
+            tables.ABLATION,
+            tables.GENERALISATION,
+            tables.VIEWS_OF_IMAGES,
+            white_box.WHITE_BOX,
+        )
     },
 )

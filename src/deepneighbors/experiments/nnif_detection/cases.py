@@ -16,7 +16,7 @@ NETWORK = "thin_resnet34"
 DETECTORS = ("dknn", "lid", "mahalanobis", "nnif")
 CONTROLS = ("random_of_class", "nearest_of_class", "class_mean", "logit_margin", "max_softmax", "off_grid")
 _SLICE = 500  # images of an attack's stage, a multiple of the batch of 125
-_SEEDS = {name: index for index, name in enumerate(SETTINGS)}  # every attack draws its own targets
+_SEEDS = {name: index for index, name in enumerate((*SETTINGS, "cw_opt"))}  # every attack draws its own targets
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,17 @@ class Case:
     def attacked(self, attack: str, part: str) -> list[Node]:
         """An attack on a part, slice by slice."""
         s, count = self.run.settings, self.images(attack, part)
-        steps = {"steps": s.steps, "binary_search_steps": s.search_steps} if attack in ("cw", "ead") else {}
+        search = {"cw": "binary_search_steps", "ead": "binary_search_steps", "cw_opt": "search_steps"}.get(attack)
+        steps = {"steps": s.steps, search: s.search_steps} if search else {}
         config = {
             "data": self.data, "mode": self.mode, "attack": attack, "part": part,
             "seed": 10_000 * (1 + _SEEDS[attack]) + self.run.seed,
             "options": {name: value for name, value in steps.items() if value is not None},
         }  # fmt: skip
         bounds = [{"start": start, "stop": min(start + _SLICE, count)} for start in range(0, count, _SLICE)]
+        if attack == "cw_opt":
+            config |= {"m": s.helpful}
+            return [stages.attack_cw_opt.node(config | bound, (self.weights,)) for bound in bounds]
         return [stages.attack.node(config | bound, (self.weights,)) for bound in bounds]
 
     def features(self, detector: str, attack: str, part: str, shown: str, view: str = "plain") -> Node:
@@ -104,6 +108,18 @@ class Case:
         ]
         config = {"detector": detector, "columns": self.columns(detector, layer, mask), "folds": 5}
         return stages.detect.node(config, inputs)
+
+    def evaded(self, learned: str) -> Node:
+        """The adaptive attack on NNIF at the embedding, which has learned from one attack."""
+        inputs = (
+            self.weights,
+            self.features("nnif", learned, "validation", "clean"),
+            self.features("nnif", learned, "validation", "attacked"),
+            self.detected("nnif", "embedding", learned),
+        )
+        s = self.run.settings
+        config = {"data": self.data, "mode": self.mode, "images": s.adaptive_images, "steps": s.adaptive_steps}
+        return stages.evade.node(config | {"columns": self.columns("nnif", "embedding")}, inputs)
 
     def rows(self, scores: tuple[np.ndarray, np.ndarray], **names: Any) -> list[dict]:
         """AUC, accuracy at 0.5, and detection at 5 % false positives, from scores of clean and of attacked images."""
