@@ -101,6 +101,9 @@ class NnifDetection:
     # Batch norm: clean uses running statistics, faithful those of the batch, as the released code.
     modes: tuple[str, ...] = ("clean", "faithful")
     attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
+    # Attacks whose images also come rounded, mixed and one at a time, and attacks of the ablation (P: DeepFool).
+    view_attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
+    ablation_attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
     # Steps of the slow attacks; None leaves the paper's.
     search_steps: int | None = None
     steps: int | None = None
@@ -206,6 +209,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
             epochs=2,
             one_cycle=True,
             modes=("clean",),
+            view_attacks=("deepfool",),
+            ablation_attacks=("deepfool",),
             search_steps=2,
             steps=50,
             dknn_k=(0.02, 0.2, 0.8),
@@ -227,6 +232,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             blocks=1,
             epochs=3,
             one_cycle=True,
+            modes=("clean",),
+            view_attacks=("deepfool",),
+            ablation_attacks=("deepfool",),
             search_steps=1,
             steps=10,
             dknn_k=(0.2, 0.8),

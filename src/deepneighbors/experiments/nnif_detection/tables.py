@@ -110,7 +110,7 @@ def _ablation_nodes(run: Run) -> Nodes:
     return {
         f"{case.mode}|{attack}|{mask}": case.detected("nnif", "embedding", attack, mask=mask)
         for case in cases(run)
-        for attack in run.settings.attacks
+        for attack in run.settings.ablation_attacks
         for mask in MASKS
     }
 
@@ -119,7 +119,7 @@ def _ablation_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
     """NNIF with each choice of its four features at the embedding."""
     rows = []
     for case in cases(run):
-        for attack in run.settings.attacks:
+        for attack in run.settings.ablation_attacks:
             for mask in MASKS:
                 names = {"attack": attack, "detector": "nnif", "layer": "embedding", "setting": f"features={mask}"}
                 rows += case.rows(scores_of(found[f"{case.mode}|{attack}|{mask}"]), **names)
@@ -150,7 +150,7 @@ def _generalisation_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
 
 def _view_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
     for case in cases(run):
-        for attack in run.settings.attacks:
+        for attack in run.settings.view_attacks:
             for view, seen in VIEWS.items():
                 for detector in seen:
                     yield case, attack, detector, view
