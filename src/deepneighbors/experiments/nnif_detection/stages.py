@@ -18,6 +18,7 @@ from deepneighbors.attacks.detector_evasion import DetectorEvasion, HelpfulAncho
 from deepneighbors.augmentation import FlipAndCrop
 from deepneighbors.detectors.dknn import calibration_rows
 from deepneighbors.detectors.mahalanobis import CIFAR_SCALE
+from deepneighbors.errors import InputError
 from deepneighbors.influence import Inverse, LastLayerInfluence, Lissa
 from deepneighbors.networks.thin_resnet import ThinResNet, decay_groups
 from deepneighbors.store import Artifact, Context, Payload, stage
@@ -294,6 +295,8 @@ def _dknn(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str
 def _lid(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str) -> dict[str, Any]:
     training, minibatch = training_activations(config, weights, device), min(100, len(x))
     sizes = [k for k in config["grid"] if k < minibatch]
+    if not sizes:
+        raise InputError(f"{len(x)} images are too few for LID with k of {min(config['grid'])}; attack more of them")
     detector = detectors.LID(training, training.layers, k=max(sizes), mode=config["mode"], minibatch=minibatch)
     distances = detector.distances(x, max(sizes), reference=clean)
     return {str(k): detectors.lid(distances[..., :k]) for k in sizes}
