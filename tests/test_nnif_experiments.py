@@ -15,6 +15,7 @@ SMALL = NnifDetection(
     slow_test=30, blocks=1, epochs=2, one_cycle=True, attacks=("fgsm", "cw"), view_attacks=("fgsm",),
     ablation_attacks=("fgsm",), search_steps=2, steps=40, dknn_k=(0.2,), lid_k=(8,), epsilons=(1e-2,),
     sizes=(10, 20), helpful=20, adaptive_images=12, adaptive_steps=40, subset=500,
+    estimator_queries=3, estimator_training=100, lissa=(1, 1, 50),
 )  # fmt: skip
 
 
@@ -118,6 +119,15 @@ def test_the_white_box_counts_what_passes_both(run):
     (plain,) = select(table, attack="cw", metric="evaded")["value"]
     assert adaptive >= plain
     assert len(select(table, attack="cw_opt", metric="auc", setting="white_box")) == 4 * len(run.settings.modes)
+
+
+def test_estimators_are_compared_with_the_exact_one(run):
+    table = experiments.compute(run, "estimators").table
+    for metric in ("spearman", "top_overlap"):
+        same = select(table, metric=metric, setting="last_layer")["value"]
+        assert (same > 1 - 1e-6).all() and len(same) == len(run.settings.modes)
+    assert (select(table, metric="seconds_per_query")["value"] > 0).all()
+    assert len(select(table, metric="auc")) == 8 * len(run.settings.modes)
 
 
 def test_attacks_report_success_and_size(run):

@@ -116,6 +116,11 @@ class NnifDetection:
     helpful: int = 50
     adaptive_images: int = 1_000
     adaptive_steps: int = 300
+    # Estimators of influence are compared on so many clean and attacked images, and so many training images; LiSSA's
+    # repeats, depth and mini-batch, for test images (C).
+    estimator_queries: int = 100
+    estimator_training: int = 5_000
+    lissa: tuple[int, int, int] = (5, 5, 200)
     # Training images that test images are compared with in faithful mode (C; P says 10,000).
     subset: int = 5_000
 
@@ -217,6 +222,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             lid_k=(10, 20, 40),
             epsilons=(1e-4, 1e-3, 1e-2),
             sizes=(10, 50, 200),
+            estimator_queries=10,
+            estimator_training=400,
+            lissa=(1, 2, 100),
             adaptive_images=25,
             adaptive_steps=100,
             subset=1_000,
@@ -242,6 +250,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             epsilons=(1e-4, 1e-2),
             sizes=(10, 50),
             helpful=20,
+            estimator_queries=4,
+            estimator_training=200,
+            lissa=(1, 1, 50),
             adaptive_images=10,
             adaptive_steps=30,
             subset=500,

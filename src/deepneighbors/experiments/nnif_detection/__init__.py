@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from deepneighbors.experiments.base import Chapter
-from deepneighbors.experiments.nnif_detection import cases, tables, white_box
+from deepneighbors.experiments.nnif_detection import cases, estimators, tables, white_box
 
 CHAPTER = Chapter(
     name="nnif_detection",
@@ -16,6 +16,7 @@ CHAPTER = Chapter(
             tables.ABLATION,
             tables.GENERALISATION,
             tables.VIEWS_OF_IMAGES,
+            estimators.ESTIMATORS_OF_INFLUENCE,
             white_box.WHITE_BOX,
         )
     },

@@ -131,11 +131,11 @@ def _accuracy(network: nn.Module, images: Images, part: str, device: str) -> flo
     return float((said == images.y[part]).float().mean())
 
 
-def load_network(weights: dict[str, Tensor], mode: str, device: str) -> ThinResNet:
-    """The trained network in evaluation mode, with the statistics of a mode."""
+def load_network(weights: dict[str, Tensor], mode: str, device: str, *, statistics: str = "") -> ThinResNet:
+    """The trained network in evaluation mode, with the statistics of a mode or others."""
     blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     network = ThinResNet(
-        classes=len(weights["fc.bias"]), channels=weights["conv.weight"].shape[1], statistics=STATISTICS[mode],
+        classes=len(weights["fc.bias"]), channels=weights["conv.weight"].shape[1], statistics=statistics or STATISTICS[mode],
         blocks=blocks // 3,
     )  # fmt: skip
     network.load_state_dict(weights)
@@ -181,9 +181,13 @@ def training_activations(config: dict, weights: Artifact, device: str, subset: i
     whole = _ACTIVATIONS[key]
     if config.get("view") == "single":
         whole = replace(whole, batch_size=1)
-    if not subset:
-        return whole
-    chosen = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(0))[:subset].sort().values.to(device)
+    return subset_of(whole, subset) if subset else whole
+
+
+def subset_of(whole: detectors.TrainingActivations, count: int) -> detectors.TrainingActivations:
+    """A random part of the training images, in order; the same for the same count."""
+    order = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(0))
+    chosen = order[:count].sort().values.to(whole.labels.device)
     pooled = {layer: rows[chosen] for layer, rows in whole.pooled.items()}
     return replace(whole, images=whole.images[chosen], labels=whole.labels[chosen], pooled=pooled)
 
