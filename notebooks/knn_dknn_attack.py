@@ -901,6 +901,12 @@ chapter.compare(
 # correctly run gradient attack beats that, and a minimum-norm attack beats both. Credibility is not a defence: it is high
 # for an attacker who asks for it.
 #
+# The future work ends as its authors' retraction did ({numref}`tab-robust`). On the adversarially trained network the
+# attack of 2019 needs a clearly larger distance against DkNN than Carlini & Wagner's against the network's own softmax, as
+# if the neighbours had added robustness; our attack brings the two together. Adversarial training helps, the neighbours
+# on top of it hardly do. Votes weighted by distance ({numref}`tab-weighted`) cost the attacker a little more, or suit our
+# attack less: an upper bound cannot tell which.
+#
 # ## Limits
 #
 # - One data set of small images, one network, one training seed; intervals are over digits.
