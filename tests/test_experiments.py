@@ -82,6 +82,9 @@ def test_a_smaller_result_never_replaces_a_recorded_one(knn_result, tmp_path):
     fewer = dataclasses.replace(knn_result, table=knn_result.table.assign(n=knn_result.table["n"].clip(upper=1)))
     assert base.record(knn_result, tmp_path, seed=0)
     assert not base.record(fewer, tmp_path, seed=0)
+    counts = knn_result.table["n"].where(knn_result.table.index > 0, knn_result.table["n"] - 1)
+    one_less = dataclasses.replace(knn_result, table=knn_result.table.assign(n=counts))
+    assert base.record(one_less, tmp_path, seed=0)
     assert not base.record(knn_result, tmp_path / "other", seed=1)
     assert base.record(knn_result, tmp_path, seed=0)
 
