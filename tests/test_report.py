@@ -92,10 +92,17 @@ def test_paper_names_replace_those_of_the_result():
     assert asked == [{"experiment": "knn_attack", "network": "knn/released", "metric": "accuracy"}]
 
 
-def test_a_row_that_a_run_lacks_is_a_mistake_and_not_not_run():
+def test_a_setting_that_only_the_full_profile_has_is_not_run_here():
+    frame = result_table().assign(setting="temperature=0.03")
+    rows = [row("t = 0.03", "accuracy", experiment="knn_attack", attack="none", setting="temperature=0.03")]
+    line = compare(rows=rows, full=frame, this=result_table()).rows[0]
+    assert "98.0" in line[3] and line[4] == tables.NOT_RUN
+
+
+def test_a_row_that_every_run_lacks_is_a_mistake_and_not_not_run():
     rows = [row("typing error", "accuracy", experiment="knn_attack", attack="nonw")]
     with pytest.raises(InputError, match="no result has .*attack='nonw'"):
-        compare(rows=rows, this=result_table())
+        compare(rows=rows, full=result_table(), this=result_table())
 
 
 def test_select_says_which_name_is_missing():

@@ -212,7 +212,7 @@ def _compare_line(
 ) -> list[str]:
     as_percent = percent(entry.metric, entry.kind)
     paper = _paper_value(entry, lookup)
-    ours = [_find(table, entry) for table in (full, this)]
+    ours = _find((full, this), entry)
     mark = OUTDATED if ours[0] is not None and ours[0]["experiment"] in outdated else ""
     full_cell, this_cell = (_ours(found, as_percent) for found in ours)
     best = ours[0] if ours[0] is not None else ours[1]
@@ -238,13 +238,14 @@ def _paper_cell(paper: Any, as_percent: bool) -> str:
     return text + (RECALLED if paper.kind == "recalled" else "")
 
 
-def _find(table: pd.DataFrame | None, entry: Row) -> pd.Series | None:
-    """The row of a result, None if its experiment was not run; a run without the row is a mistake."""
-    if table is None:
-        return None
+def _find(results: Sequence[pd.DataFrame | None], entry: Row) -> list[pd.Series | None]:
+    """The row in each result, None where it was not run; that no run of the experiment has it is a mistake."""
     names = {**entry.names, "metric": entry.metric}
-    ran = not _matching(table, {"experiment": names["experiment"]} if "experiment" in names else {}).empty
-    return select(table, **names) if ran else None
+    experiment = {"experiment": names["experiment"]} if "experiment" in names else {}
+    ran = {i: table for i, table in enumerate(results) if table is not None and not _matching(table, experiment).empty}
+    # A profile may leave out a setting that another has. Where none has it, select says so.
+    known = {i: table for i, table in ran.items() if not _matching(table, names).empty} or ran
+    return [select(known[i], **names) if i in known else None for i in range(len(results))]
 
 
 def _matching(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
