@@ -136,7 +136,7 @@ def curves(canvas: Canvas, table: pd.DataFrame, paper: pd.DataFrame, attacks: Se
             theirs = _against_epsilon(paper, attack, metric)
             axis.plot(theirs["epsilon"], theirs["value"], ls="", marker="x", color=colour, label=f"{name}, paper")
         axis.set(xlabel="radius ε (Linf)", ylabel=words, ylim=(-0.02, 1.02))
-    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="upper left")
 
 
 def _against_epsilon(table: pd.DataFrame, attack: str, metric: str) -> pd.DataFrame:
@@ -220,7 +220,12 @@ def sweeps(canvas: Canvas, table: pd.DataFrame, attacks: Sequence[Label]) -> Non
             axis.errorbar(
                 at.to_numpy()[order], values[:, 0], yerr=errors, marker="o", ms=3, capsize=2, color=colour, label=name
             )
+        settings = table.loc[table["setting"].str.startswith(f"{choice}="), "setting"].str.split("=").str[1]
+        ticks = sorted(set(settings.astype(int)))
         axis.set(xlabel=words, xscale="log")
+        axis.set_xticks(ticks, labels=map(str, ticks))
+        axis.tick_params(axis="x", labelsize=7)
+        axis.minorticks_off()
     axes[0].set(ylabel="mean L2 of successes")
     axes[0].legend(fontsize=7)
 
