@@ -83,14 +83,14 @@ class LastLayerInfluence:
             Embeddings ``(T, d)`` of the queries, and the labels of their loss: the predicted ones in Cohen et al. (2020).
         """
         directions = self.directions(features, labels).float()
-        answer = directions.new_empty(len(directions), len(self.features_))
         rows = max(1, int(self.memory_gib * 2**30 / (16 * directions.shape[1])))
+        parts = []
         for start in range(0, len(self.features_), rows):
             part = slice(start, start + rows)
             # Trained rows as one matrix: the same operations as class by class, in a single product.
             trained = gradients(self.theta.float(), self.features_[part].float(), self.labels_[part], self.smoothing)
-            answer[:, part] = directions @ trained.T
-        return answer
+            parts.append(directions @ trained.T)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def extremes(self, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """The ``m`` most helpful and most harmful training images of each query: two ``(T, m)``, most extreme first.

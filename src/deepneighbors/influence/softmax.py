@@ -52,24 +52,27 @@ def decay_mask(theta: Tensor) -> Tensor:
 def hessian(theta: Tensor, features: Tensor, weight_decay: float, sample_weight: Tensor | None = None) -> Tensor:
     """Exact Hessian ``(K (d + 1), K (d + 1))`` of the mean loss with decay, in the type and on the device of ``theta``.
 
-    One weighted Gram matrix a pair of classes: ``N K^2 d^2`` operations and no matrix an image. Its only null vector, with a
-    decay above 0, is the same number on every bias; every gradient is orthogonal to it.
+    One weighted Gram matrix a pair of classes: ``N K (K - 1) d^2`` operations and no matrix an image. Its only null vector,
+    with a decay above 0, is the same number on every bias; every gradient is orthogonal to it.
     """
-    classes, width = theta.shape
+    (classes, width), last = theta.shape, len(theta) - 1
     blocks = theta.new_zeros(classes, classes, width, width)
     for start in range(0, len(features), _CHUNK):
         part = slice(start, start + _CHUNK)
         rows = extend(features[part].to(theta))
         softmax = (rows @ theta.T).softmax(1)
         scaled = rows if sample_weight is None else rows * sample_weight[part, None].to(rows)
-        for a in range(classes):
+        for a in range(last):
             # (diag(p) - p p^T) of class a against classes a, a + 1, ...
-            weights = -softmax[:, a, None] * softmax[:, a:]
+            weights = -softmax[:, a, None] * softmax[:, a:last]
             weights[:, 0] += softmax[:, a]
             weighted = (weights[:, :, None] * scaled[:, None, :]).flatten(1)
-            blocks[a, a:] += (weighted.T @ rows).view(classes - a, width, width)
-    for a in range(classes):
-        blocks[a + 1 :, a] = blocks[a, a + 1 :]
+            blocks[a, a:last] += (weighted.T @ rows).view(last - a, width, width)
+    for a in range(last):
+        blocks[a + 1 : last, a] = blocks[a, a + 1 : last]
+    # Probabilities sum to 1, so the blocks of a row sum to 0: the last class follows from the others.
+    blocks[:last, last] = blocks[last, :last] = -blocks[:last, :last].sum(1)
+    blocks[last, last] = -blocks[last, :last].sum(0)
     full = blocks.permute(0, 2, 1, 3).reshape(classes * width, classes * width) / len(features)
     return full + torch.diag(weight_decay * decay_mask(theta).flatten())
 
