@@ -203,7 +203,7 @@ def run_attack(name: str, network: nn.Module, x: Tensor, y: Tensor, *, targets: 
     network, x = network.to(device), x.detach()
     targeted = targets is not None or SETTINGS[name].targets == DRAWN
     attack = _attack(name, values, network, device, targeted=targeted)
-    clean, classes = _predict(network, x, batch_size, device)
+    clean, classes = predict_labels(network, x, batch_size, device)
     checks.labels("y", y, len(x), classes)
     if targets is not None:
         checks.labels("targets", targets, len(x), classes)
@@ -219,7 +219,7 @@ def run_attack(name: str, network: nn.Module, x: Tensor, y: Tensor, *, targets: 
             found.append(attack(x[part].to(device), goal[part].to(device)).detach().clamp(0, 1).to(x.device))
             log.info("%s: %d of %d images", name, min(start + batch_size, len(x)), len(x))
     adversarial = torch.cat(found)
-    predictions, _ = _predict(network, adversarial, batch_size, device)
+    predictions, _ = predict_labels(network, adversarial, batch_size, device)
     success = predictions != clean if targets is None else predictions == targets
     return ClassifierAttackResult(adversarial, success, predictions, targets)
 
@@ -250,8 +250,8 @@ def _check_input(name: str, network: nn.Module, x: Tensor, y: Tensor, targets: T
         raise InputError(f"targets has {same} true labels among {len(y)}; each target must differ from the label in y")
 
 
-def _predict(network: nn.Module, x: Tensor, batch_size: int, device: str) -> tuple[Tensor, int]:
-    """Labels ``(n,)`` on the device of ``x``, and the number of classes."""
+def predict_labels(network: nn.Module, x: Tensor, batch_size: int, device: str) -> tuple[Tensor, int]:
+    """Labels ``(n,)`` of images, on the device of ``x``, and the number of classes."""
     labels = []
     with torch.no_grad():
         for part in x.split(batch_size):
