@@ -1,4 +1,4 @@
-"""Attacks on kNN, on Deep kNN and on a network's softmax, batched over images; and poisons and backdoors for training sets."""
+"""Attacks on kNN, on Deep kNN and on a network's softmax, batched over images; poisons and backdoors for training sets."""
 
 from deepneighbors.attacks.backdoor import BlendedTrigger, PatchTrigger, poison
 from deepneighbors.attacks.base import Attack, AttackResult
