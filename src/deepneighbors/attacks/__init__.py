@@ -1,11 +1,9 @@
-"""Attacks on kNN, on Deep kNN and on a network's softmax, batched over images; poisons and backdoors for training sets."""
+"""Attacks on kNN, on Deep kNN and on a network's softmax, one class each, all batched over images."""
 
-from deepneighbors.attacks.backdoor import BlendedTrigger, PatchTrigger, poison
 from deepneighbors.attacks.base import Attack, AttackResult
 from deepneighbors.attacks.classifier import ClassifierAttackResult, draw_targets, perturbation_norms, run_attack
 from deepneighbors.attacks.credible import CredibleAttack
 from deepneighbors.attacks.cw_opt import CWOpt
-from deepneighbors.attacks.detector_evasion import DetectorEvasion
 from deepneighbors.attacks.feature_adversary import FeatureAdversary
 from deepneighbors.attacks.feature_importance import FIA, NAA
 from deepneighbors.attacks.gradient import GradientAttack
@@ -15,17 +13,14 @@ from deepneighbors.attacks.jsma import JSMA
 from deepneighbors.attacks.mean import MeanAttack
 from deepneighbors.attacks.minimum_norm import MinimumNormAttack
 from deepneighbors.attacks.penalty import Schedule
-from deepneighbors.attacks.poisoning import LogisticPoisoning, SVMPoisoning
 from deepneighbors.attacks.vote_margin import VoteMarginAttack
 
 __all__ = [
     "Attack",
     "AttackResult",
-    "BlendedTrigger",
     "CWOpt",
     "ClassifierAttackResult",
     "CredibleAttack",
-    "DetectorEvasion",
     "FIA",
     "FeatureAdversary",
     "GradientAttack",
@@ -33,16 +28,12 @@ __all__ = [
     "ILAP",
     "IteratedFGSM",
     "JSMA",
-    "LogisticPoisoning",
     "MeanAttack",
     "MinimumNormAttack",
     "NAA",
-    "PatchTrigger",
-    "SVMPoisoning",
     "Schedule",
     "VoteMarginAttack",
     "draw_targets",
     "perturbation_norms",
-    "poison",
     "run_attack",
 ]
