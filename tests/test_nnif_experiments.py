@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from deepneighbors import experiments, profiles
-from deepneighbors.experiments.nnif_detection import cases, stages
+from deepneighbors.experiments.nnif_detection import attacking, cases, training
 from deepneighbors.experiments.nnif_detection.tables import VIEWS
 from deepneighbors.profiles import NnifDetection
 
@@ -44,7 +44,7 @@ def test_the_network_is_trained_once_for_both_modes(run):
     clean, faithful = cases.cases(run)
     assert clean.weights.key == faithful.weights.key
     reached = run.store.get(clean.weights, run.context).values["accuracy"]
-    assert all(reached[mode]["test"] > 0.4 for mode in stages.STATISTICS)
+    assert all(reached[mode]["test"] > 0.4 for mode in training.STATISTICS)
 
 
 def test_every_cell_has_its_auc(run, detection):
@@ -78,7 +78,7 @@ def test_targets_do_not_depend_on_the_slice(run):
     case = cases.cases(run)[0]
     (node,) = case.attacked("fgsm", "test")
     whole = run.store.get(node, run.context).tensors["x"]
-    part = stages.attack.node(node.config | {"start": 25, "stop": 50}, node.inputs)
+    part = attacking.attack.node(node.config | {"start": 25, "stop": 50}, node.inputs)
     assert torch.equal(run.store.get(part, run.context).tensors["x"], whole[25:])
 
 

@@ -11,8 +11,8 @@ from deepneighbors.errors import InputError
 from deepneighbors.experiments.knn_dknn_attack import tables as attack_tables
 from deepneighbors.experiments.knn_dknn_attack.credibility import filtered_attacks
 from deepneighbors.experiments.nnif_detection.cases import DETECTORS, NETWORK
-from deepneighbors.experiments.nnif_detection.stages import STATISTICS
 from deepneighbors.experiments.nnif_detection.tables import MASKS
+from deepneighbors.experiments.nnif_detection.training import STATISTICS
 from deepneighbors.paper import claims, values
 from deepneighbors.paper.claims import Claim, decide
 from deepneighbors.paper.values import PaperValue

@@ -8,7 +8,7 @@ import numpy as np
 from deepneighbors.attacks.classifier import SETTINGS
 from deepneighbors.attacks.detector_evasion import threshold_at_fpr
 from deepneighbors.experiments.base import Run
-from deepneighbors.experiments.nnif_detection import stages
+from deepneighbors.experiments.nnif_detection import attacking, detecting, training
 from deepneighbors.results import auc_row, mean_row
 from deepneighbors.store import Artifact, Node
 
@@ -47,7 +47,7 @@ class Case:
         """The trained network: one for both modes."""
         copied = ("blocks", "epochs", "learning_rate", "one_cycle", "weight_decay")
         recipe = {name: getattr(self.run.settings, name) for name in copied}
-        return stages.train.node({**self.data, **recipe, "seed": self.run.seed})
+        return training.train.node({**self.data, **recipe, "seed": self.run.seed})
 
     def images(self, attack: str, part: str) -> int:
         """Images attacked of the validation or test part."""
@@ -67,8 +67,8 @@ class Case:
         bounds = [{"start": start, "stop": min(start + _SLICE, count)} for start in range(0, count, _SLICE)]
         if attack == "cw_opt":
             config |= {"m": s.helpful}
-            return [stages.attack_cw_opt.node(config | bound, (self.weights,)) for bound in bounds]
-        return [stages.attack.node(config | bound, (self.weights,)) for bound in bounds]
+            return [attacking.attack_cw_opt.node(config | bound, (self.weights,)) for bound in bounds]
+        return [attacking.attack.node(config | bound, (self.weights,)) for bound in bounds]
 
     def features(self, detector: str, attack: str, part: str, shown: str, view: str = "plain") -> Node:
         """Features of the images that an attack has worked on, before (``shown`` is clean) or after it (attacked)."""
@@ -86,7 +86,7 @@ class Case:
         if detector == "nnif" and self.mode == "faithful":
             config["subset"] = s.subset
         seen = self.attacked(attack, part) if shown == "attacked" or view == "mixed" else []
-        return stages.features.node(config, (self.weights, *seen))
+        return detecting.features.node(config, (self.weights, *seen))
 
     def columns(self, detector: str, layer: str, mask: str = "1111") -> list[int]:
         """Which features of a detector belong to ``embedding`` or to ``all`` layers; for NNIF those of a mask."""
@@ -107,7 +107,7 @@ class Case:
             self.features(detector, name, part, shown, view) for name, part in parts for shown in ("clean", "attacked")
         ]
         config = {"detector": detector, "columns": self.columns(detector, layer, mask), "folds": 5}
-        return stages.detect.node(config, inputs)
+        return detecting.detect.node(config, inputs)
 
     def evaded(self, learned: str) -> Node:
         """The adaptive attack on NNIF at the embedding, which has learned from one attack."""
@@ -119,7 +119,7 @@ class Case:
         )
         s = self.run.settings
         config = {"data": self.data, "mode": self.mode, "images": s.adaptive_images, "steps": s.adaptive_steps}
-        return stages.evade.node(config | {"columns": self.columns("nnif", "embedding")}, inputs)
+        return attacking.evade.node(config | {"columns": self.columns("nnif", "embedding")}, inputs)
 
     def rows(self, scores: tuple[np.ndarray, np.ndarray], **names: Any) -> list[dict]:
         """AUC, accuracy at 0.5, and detection at 5 % false positives, from scores of clean and of attacked images."""
@@ -149,5 +149,5 @@ def cases(run: Run) -> list[Case]:
 
 
 def scores_of(found: Artifact) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of clean and of attacked test images, from :data:`stages.detect`."""
+    """Scores of clean and of attacked test images, from :data:`detecting.detect`."""
     return found.tensors["clean"].numpy(), found.tensors["attacked"].numpy()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from deepneighbors.detectors import TrainingActivations, ranks_and_distances
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
-from deepneighbors.experiments.nnif_detection import stages
+from deepneighbors.experiments.nnif_detection.activations import USES, kept_images, subset_of, training_activations
 from deepneighbors.experiments.nnif_detection.cases import Case, cases
+from deepneighbors.experiments.nnif_detection.training import SMOOTHING, load_network
 from deepneighbors.influence import (
     FullNetworkInfluence,
     Identity,
@@ -38,17 +39,16 @@ REFITTED, FULL_LISSA, FULL_GRADIENT = "last_layer_refitted", "network_lissa", "n
 ESTIMATORS = (*LAST_LAYER, REFITTED, FULL_LISSA, FULL_GRADIENT)
 
 
-@stage("influence_scores", uses=("deepneighbors.influence", "deepneighbors.detectors.activations", "deepneighbors.data",
-                                 "deepneighbors.splits.validation", "deepneighbors.networks.thin_resnet"))  # fmt: skip
+@stage("influence_scores", uses=USES)
 def influence_scores(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """Scores ``(T, N)`` of a subset of the training images for validation images, the first half of them clean.
 
     Every loss has the label that the network predicts. ``seconds`` are those of all queries, preparation included.
     """
     weights, slices = inputs[0], inputs[1:]
-    whole, device = stages.training_activations(config, weights, context.device), context.device
-    training = stages.subset_of(whole, config["training"])
-    clean, places = stages.kept_images(config | {"part": "validation"}, weights, device)
+    whole, device = training_activations(config, weights, context.device), context.device
+    training = subset_of(whole, config["training"])
+    clean, places = kept_images(config | {"part": "validation"}, weights, device)
     attacked = torch.cat([part.tensors["x"] for part in slices])[places]
     queries = torch.cat([clean[: config["queries"]], attacked[: config["queries"]]]).to(device)
     labels = training.logits(queries).argmax(1)
@@ -61,13 +61,13 @@ def influence_scores(config: dict, inputs: Sequence[Artifact], context: Context)
 
 
 def _scores(config: dict, weights: Artifact, training: TrainingActivations, x: Tensor, labels: Tensor) -> Tensor:
-    name, smoothing = config["estimator"], stages.SMOOTHING[config["data"]["dataset"]]
+    name, smoothing = config["estimator"], SMOOTHING[config["data"]["dataset"]]
     weight, bias = (weights.tensors[f"fc.{part}"].to(x.device) for part in ("weight", "bias"))
     if name in (FULL_LISSA, FULL_GRADIENT):
         # A batch of one with the statistics of its batch is instance norm; so are the released gradients.
         statistics = ("faithful", "instance") if config["mode"] == "faithful" else ("clean", "running")
-        batch = stages.load_network(weights.tensors, statistics[0], str(x.device))
-        single = stages.load_network(weights.tensors, statistics[0], str(x.device), statistics=statistics[1])
+        batch = load_network(weights.tensors, statistics[0], str(x.device))
+        single = load_network(weights.tensors, statistics[0], str(x.device), statistics=statistics[1])
         recursion = Recursion(**config["recursion"]) if name == FULL_LISSA else None
         model = FullNetworkInfluence(single, batch, smoothing=smoothing, recursion=recursion)
         return model.scores(training.images, training.labels, x, labels)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
-from deepneighbors.experiments.nnif_detection import stages
 from deepneighbors.experiments.nnif_detection.cases import CONTROLS, DETECTORS, Case, cases, scores_of
+from deepneighbors.experiments.nnif_detection.training import images_of
 from deepneighbors.results import mean_row, statistic_row, table
 from deepneighbors.store import Artifact
 
@@ -42,7 +42,7 @@ def _attack_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
     rows: list[dict] = []
     arrays: dict[str, np.ndarray] = {}
     for case in cases(run):
-        counts = {part: len(labels) for part, labels in stages.images_of(case.data).y.items()}
+        counts = {part: len(labels) for part, labels in images_of(case.data).y.items()}
         for part, reached in found["network"].values["accuracy"][case.mode].items():
             names = case.names(attack="none", metric="clean_accuracy", setting=part)
             hits = round(reached * counts[part])
@@ -64,7 +64,7 @@ def _right(case: Case, attack: str, found: Mapping[str, Artifact]) -> dict[str, 
     count = len(case.attacked(attack, "test"))
     parts = [found[f"{case.mode}|{attack}|test#{i}"].tensors for i in range(count)]
     arrays = {key: np.concatenate([tensors[key].numpy() for tensors in parts]) for key in parts[0] if key != "x"}
-    labels = stages.images_of(case.data).y["test"][: case.images(attack, "test")].numpy()
+    labels = images_of(case.data).y["test"][: case.images(attack, "test")].numpy()
     right = arrays["clean"] == labels
     return {key: array[right] for key, array in (arrays | {"y": labels}).items()}
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from deepneighbors.attacks.detector_evasion import threshold_at_fpr
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
-from deepneighbors.experiments.nnif_detection import stages
 from deepneighbors.experiments.nnif_detection.cases import DETECTORS, Case, cases, scores_of
+from deepneighbors.experiments.nnif_detection.training import images_of
 from deepneighbors.results import mean_row, table
 from deepneighbors.store import Artifact
 
@@ -82,7 +82,7 @@ def _successes(case: Case, attack: str, found: Mapping[str, Artifact]) -> tuple[
     count = len(case.attacked(attack, "test"))
     parts = [found[f"{case.mode}|{attack}#{i}"].tensors for i in range(count)]
     clean, won, sizes = (np.concatenate([part[key].numpy() for part in parts]) for key in ("clean", "success", "l2"))
-    right = clean == stages.images_of(case.data).y["test"][: len(clean)].numpy()
+    right = clean == images_of(case.data).y["test"][: len(clean)].numpy()
     return won[right].astype(bool), sizes[right]
 
 
