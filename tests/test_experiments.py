@@ -1,11 +1,13 @@
 """The chapter's experiments at the smoke profile: checked requests, the same rows from a second run, one key a setting."""
 
+import ast
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
-from deepneighbors import experiments, profiles
+from deepneighbors import experiments, fingerprint, profiles
 from deepneighbors.errors import InputError
 from deepneighbors.experiments import base
 from deepneighbors.experiments.knn_dknn_attack import artefacts, stages
@@ -133,3 +135,35 @@ def test_unit_output_distance_is_the_norm_less_one_along_the_image():
 def test_bad_requests_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         experiments.Run(**{"chapter": "knn_dknn_attack", **options})
+
+
+# What moves artefacts about but does not change an answer.
+INFRASTRUCTURE = ("store", "errors", "checks", "device", "paths", "results", "intervals", "experiments.base")
+
+
+def stages_of(chapter):
+    run = experiments.Run(chapter, profile="smoke", device="cpu")
+    planned = [experiment.nodes(run).values() for experiment in experiments.CHAPTERS[chapter].experiments.values()]
+    return {node.stage.name: node.stage for nodes in planned for node in run.store.walk(*nodes)}.values()
+
+
+def named_modules(function):
+    """Modules of this package whose objects a function names, directly or through its own module."""
+    names = {n.id for d in fingerprint._definitions(function) for n in ast.walk(d) if isinstance(n, ast.Name)}
+    for name in names & function.__globals__.keys():
+        found = function.__globals__[name]
+        module = found.__name__ if isinstance(found, types.ModuleType) else getattr(found, "__module__", None)
+        if module and module.startswith("deepneighbors.") and module != function.__module__:
+            yield module
+
+
+@pytest.mark.parametrize("chapter", experiments.CHAPTERS)
+def test_a_stage_declares_every_module_that_it_names(chapter):
+    for stage in stages_of(chapter):
+        for module in named_modules(stage.function):
+            if module.removeprefix("deepneighbors.").startswith(INFRASTRUCTURE):
+                continue
+            declared = any(
+                module == use or module.startswith(f"{use}.") or use.startswith(f"{module}.") for use in stage.uses
+            )
+            assert declared, f"{stage.name} does not declare {module}"

@@ -1,7 +1,9 @@
-"""What detectors and white-box attacks share: training activations, images that the network has right, and influence."""
+"""What detectors and white-box attacks share: training activations, images that the network has right, influence."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,3 +62,9 @@ def influence_of(config: dict, weights: Artifact, training: detectors.TrainingAc
         operator=operator,
     )  # fmt: skip
     return model.fit(training.pooled["embedding"], training.labels)
+
+
+def columns_of(features: Tensor, chosen: Sequence[int]) -> np.ndarray:
+    """The chosen columns of features ``(n, F)``; all where none is chosen."""
+    rows = features.numpy()
+    return rows[:, list(chosen)] if chosen else rows

@@ -8,8 +8,13 @@ from deepneighbors import detectors
 from deepneighbors.attacks import classifier
 from deepneighbors.attacks.cw_opt import CWOpt, anchor_embeddings
 from deepneighbors.attacks.detector_evasion import DetectorEvasion, HelpfulAnchors, threshold_at_fpr
-from deepneighbors.experiments.nnif_detection.activations import USES, influence_of, kept_images, training_activations
-from deepneighbors.experiments.nnif_detection.detecting import columns_of
+from deepneighbors.experiments.nnif_detection.activations import (
+    USES,
+    columns_of,
+    influence_of,
+    kept_images,
+    training_activations,
+)
 from deepneighbors.experiments.nnif_detection.training import BATCH, images_of, load_network
 from deepneighbors.store import Artifact, Context, Payload, stage
 from deepneighbors.training import predict_logits

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,13 @@ from deepneighbors import detectors
 from deepneighbors.detectors.dknn import calibration_rows
 from deepneighbors.detectors.mahalanobis import CIFAR_SCALE
 from deepneighbors.errors import InputError
-from deepneighbors.experiments.nnif_detection.activations import USES, influence_of, kept_images, training_activations
+from deepneighbors.experiments.nnif_detection.activations import (
+    USES,
+    columns_of,
+    influence_of,
+    kept_images,
+    training_activations,
+)
 from deepneighbors.experiments.nnif_detection.training import images_of
 from deepneighbors.store import Artifact, Context, Payload, stage
 
@@ -142,9 +147,3 @@ def detect(config: dict, inputs: Sequence[Artifact], context: Context) -> Payloa
         for name, part in zip(("clean", "attacked"), rows[2:], strict=True)
     }
     return Payload(tensors=scores, values={"chosen": chosen, "values": names, "validation_auc": aucs})
-
-
-def columns_of(features: Tensor, chosen: Sequence[int]) -> np.ndarray:
-    """The chosen columns of features ``(n, F)``; all where none is chosen."""
-    rows = features.numpy()
-    return rows[:, list(chosen)] if chosen else rows
