@@ -127,7 +127,8 @@ FEATURES: dict[str, Any] = {
 }
 
 
-@stage("detect", uses=("deepneighbors.detectors.base", "deepneighbors.detectors.select"))
+@stage("detect", uses=("deepneighbors.detectors.base", "deepneighbors.detectors.select",
+                       "deepneighbors.experiments.nnif_detection.activations"))  # fmt: skip
 def detect(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """Choose the hyper-parameter and learn on validation images, then score test images.
 
