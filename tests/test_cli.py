@@ -34,10 +34,13 @@ class _Run:
     device: str
     n: int | None
     dataset: str | None = None
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.chapter != "numbers":
             raise InputError(f"chapter is {self.chapter!r}; allowed are numbers")
+        if self.changes:
+            raise InputError(f"setting is {self.changes[0]!r}; allowed are none")
         self.store, self.context = Store(paths.artifacts()), Context(device=self.device)
 
 
@@ -110,6 +113,7 @@ def test_status_counts_done_missing_and_damaged(capsys, tmp_path):
     [
         (["run", "letters"], "'letters'; allowed are numbers"),
         (["run", "numbers", "--experiment", "median"], "'median'; allowed in numbers are mean, again"),
+        (["run", "numbers", "--set", "speed=2"], "setting is 'speed=2'; allowed are none"),
         (["results", "--profile", "huge"], "'huge'; allowed are smoke, quick, full"),
     ],
 )

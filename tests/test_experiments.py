@@ -130,11 +130,34 @@ def test_unit_output_distance_is_the_norm_less_one_along_the_image():
         ({"n": 0}, "n is 0"),
         ({"dataset": "svhn"}, "dataset is 'svhn'; allowed are mnist"),
         ({"chapter": "nnif_detection", "dataset": "cifar"}, "allowed are mnist, cifar10, cifar100, svhn"),
+        ({"changes": ("epoch=3",)}, "setting is 'epoch'; allowed are"),
+        ({"changes": ("dataset=svhn",)}, "setting is 'dataset'; allowed are"),
+        ({"changes": ("epochs",)}, "setting 'epochs' cannot be read; give it like epochs=1"),
+        ({"changes": ("epochs=3.5",)}, "setting 'epochs=3.5' cannot be read"),
+        ({"changes": ("one_cycle=1",)}, "give it like one_cycle=True"),
+        ({"chapter": "nnif_detection", "changes": ("lissa=1,2",)}, "give it like lissa=1,2,100"),
     ],
 )
 def test_bad_requests_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         experiments.Run(**{"chapter": "knn_dknn_attack", **options})
+
+
+def test_changes_come_after_n_and_have_the_type_of_the_setting():
+    changes = (
+        "slow_test=7",
+        "epochs=3",
+        "learning_rate=1e-2",
+        "one_cycle=false",
+        "attacks=fgsm,pgd",
+        "steps=none",
+        "lissa=1,2,3",
+    )
+    run = experiments.Run("nnif_detection", profile="smoke", n=20, changes=changes)
+    s = run.settings
+    assert (s.slow_test, s.fast_test, s.epochs, s.learning_rate, s.one_cycle) == (7, 20, 3, 0.01, False)
+    assert (s.attacks, s.steps, s.lissa) == (("fgsm", "pgd"), None, (1, 2, 3))
+    assert type(s.learning_rate) is float
 
 
 # What moves artefacts about but does not change an answer.

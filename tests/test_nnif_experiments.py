@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from deepneighbors import experiments, profiles
+from deepneighbors.errors import InputError
 from deepneighbors.experiments.nnif_detection import attacking, cases, training
 from deepneighbors.experiments.nnif_detection.tables import VIEWS
 from deepneighbors.profiles import NnifDetection
@@ -45,6 +46,17 @@ def test_the_network_is_trained_once_for_both_modes(run):
     assert clean.weights.key == faithful.weights.key
     reached = run.store.get(clean.weights, run.context).values["accuracy"]
     assert all(reached[mode]["test"] > 0.4 for mode in training.STATISTICS)
+
+
+def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run):
+    half = experiments.Run("nnif_detection", profile="smoke", device="cpu", changes=("precision=bfloat16",))
+    whole, rounded = (run_.store.get(cases.cases(run_)[0].weights, run_.context) for run_ in (run, half))
+    assert {name: part.shape for name, part in rounded.tensors.items()} == {n: p.shape for n, p in whole.tensors.items()}
+    assert rounded.tensors["conv.weight"].dtype == torch.float32
+    assert rounded.values["accuracy"]["clean"]["test"] > 0.4
+    with pytest.raises(InputError, match="precision is 'half'; allowed are float32, bfloat16"):
+        odd = experiments.Run("nnif_detection", profile="smoke", device="cpu", changes=("precision=half",))
+        odd.store.get(cases.cases(odd)[0].weights, odd.context)
 
 
 def test_every_cell_has_its_auc(run, detection):

@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dataset", help="one of the chapter's data sets, instead of the profile's")
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     _add_settings(run)
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                     help="another setting than the profile's, like epochs=30; may be repeated")  # fmt: skip
     run.set_defaults(command=_run)
 
     results = commands.add_parser("results", help="print all tidy results as CSV")
@@ -157,7 +159,7 @@ def _make_run(chosen: argparse.Namespace, chapter: str) -> "Run":
     from deepneighbors import experiments
 
     settings = {name: getattr(chosen, name) for name in ("profile", "seed", "device", "n")}
-    settings["dataset"] = getattr(chosen, "dataset", None)
+    settings |= {"dataset": getattr(chosen, "dataset", None), "changes": tuple(getattr(chosen, "changes", ()))}
     return experiments.Run(chapter=chapter, **settings)
 
 

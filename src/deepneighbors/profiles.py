@@ -4,8 +4,12 @@ Each number of an experiment that a reader may want to change stands here once. 
 Sitawarin & Wagner (2019); C, their released code.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+from deepneighbors import checks
+from deepneighbors.errors import InputError
 
 PROFILES = ("smoke", "quick", "full")
 
@@ -98,6 +102,7 @@ class NnifDetection:
     learning_rate: float = 0.1
     one_cycle: bool = False
     weight_decay: float = 4e-4
+    precision: str = "float32"  # of the convolutions in training; bfloat16 is ours, for machines where that is faster
     # Batch norm: clean uses running statistics, faithful those of the batch, as the released code.
     modes: tuple[str, ...] = ("clean", "faithful")
     attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
@@ -128,6 +133,45 @@ class NnifDetection:
         """The same with at most ``n`` test images of a fast attack, half of that for a slow one, and half to validate."""
         shares = {"fast_test": 1, "slow_test": 2, "fast_validation": 2, "slow_validation": 4, "adaptive_images": 5}
         return replace(self, **{name: max(10, min(getattr(self, name), n // share)) for name, share in shares.items()})
+
+
+def changed(settings: Any, changes: Iterable[str]) -> Any:
+    """Settings with some changed, each given as text: ``epochs=30``, ``one_cycle=true``, ``attacks=fgsm,pgd``.
+
+    Raises
+    ------
+    InputError
+        A name that is no setting, or a value of another type.
+    """
+    hints, known = get_type_hints(type(settings)), [field.name for field in fields(settings) if field.name != "dataset"]
+    for change in changes:
+        name, equals, text = change.partition("=")
+        checks.one_of("setting", name, known)
+        try:
+            if not equals:
+                raise ValueError
+            settings = replace(settings, **{name: _read(hints[name], text)})
+        except ValueError:
+            shown = ",".join(map(str, value)) if isinstance(value := getattr(settings, name), tuple) else value
+            raise InputError(f"setting {change!r} cannot be read; give it like {name}={shown}") from None
+    return settings
+
+
+def _read(kind: Any, text: str) -> Any:
+    """A value of a type from text; a tuple's are parted by commas, and ``none`` stands for None."""
+    allowed = get_args(kind)
+    if get_origin(kind) is tuple:
+        values = tuple(_read(allowed[0], part) for part in text.split(","))
+        if allowed[-1] is not Ellipsis and len(values) != len(allowed):
+            raise ValueError
+        return values
+    if type(None) in allowed:
+        return None if text.lower() == "none" else _read(allowed[0], text)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
+    return kind(text)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

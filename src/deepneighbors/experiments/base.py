@@ -37,6 +37,8 @@ class Run:
         One of the chapter's; the profile's own when None.
     n
         Images for each attack, in place of the profile's numbers.
+    changes
+        Other settings in place of the profile's, each as text: see :func:`deepneighbors.profiles.changed`.
     """
 
     chapter: str
@@ -45,6 +47,7 @@ class Run:
     device: str = "auto"
     n: int | None = None
     dataset: str | None = None
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks.one_of("chapter", self.chapter, profiles.SETTINGS)
@@ -56,12 +59,14 @@ class Run:
         object.__setattr__(self, "device", device.resolve(self.device))
         if self.n is not None:
             checks.whole("n", self.n, 1)
+        profiles.changed(settings, self.changes)
 
     @cached_property
     def settings(self) -> Any:
-        """The profile's settings of the chapter, with ``dataset`` and ``n`` applied."""
+        """The profile's settings of the chapter, with ``dataset``, ``n`` and ``changes`` applied in this order."""
         settings = replace(profiles.SETTINGS[self.chapter][self.profile], dataset=self.dataset)
-        return settings if self.n is None else settings.with_images(self.n)
+        settings = settings if self.n is None else settings.with_images(self.n)
+        return profiles.changed(settings, self.changes)
 
     @cached_property
     def store(self) -> Store:

@@ -15,12 +15,12 @@ from deepneighbors.experiments.nnif_detection.activations import (
     kept_images,
     training_activations,
 )
-from deepneighbors.experiments.nnif_detection.training import BATCH, images_of, load_network
+from deepneighbors.experiments.nnif_detection.training import BATCH, DATA, NETWORK, images_of, load_network
 from deepneighbors.store import Artifact, Context, Payload, stage
 from deepneighbors.training import predict_logits
 
 
-@stage("attack_classifier", uses=("deepneighbors.attacks.classifier", "deepneighbors.attacks.jsma", *USES))
+@stage("attack_classifier", uses=("deepneighbors.attacks.classifier", "deepneighbors.attacks.jsma", *DATA, *NETWORK))
 def attack(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """Attack a slice of the validation or test images. Targets are drawn for all of them, whatever the slice."""
     images, part = images_of(config["data"]), config["part"]

@@ -45,7 +45,7 @@ class Case:
     @property
     def weights(self) -> Node:
         """The trained network: one for both modes."""
-        copied = ("blocks", "epochs", "learning_rate", "one_cycle", "weight_decay")
+        copied = ("blocks", "epochs", "learning_rate", "one_cycle", "weight_decay", "precision")
         recipe = {name: getattr(self.run.settings, name) for name in copied}
         return training.train.node({**self.data, **recipe, "seed": self.run.seed})
 
