@@ -19,6 +19,7 @@ RECORD = {
     "chapter": "knn_dknn_attack",
     "experiment": "knn_attack",
     "profile": "smoke",
+    "dataset": "mnist",
     "recorded": False,
     "fingerprint": "now",
 }

@@ -282,7 +282,7 @@ def calls(monkeypatch, shown):
     counted = []
     found = results.Result("knn_attack", result_table(), {}, {"code_fingerprint": "now"})
     monkeypatch.setattr(experiments, "compute", lambda run, name: counted.append(name) or found)
-    monkeypatch.setattr(experiments, "recorded", lambda chapter, name, profile="full": None)
+    monkeypatch.setattr(experiments, "recorded", lambda chapter, name, profile="full", dataset=None: None)
     monkeypatch.setattr(experiments, "code_fingerprint", lambda chapter, name, profile="quick": "now")
     return counted
 
@@ -304,6 +304,7 @@ def test_a_result_leaves_a_record_of_its_code(calls, shown):
         "chapter": "knn_dknn_attack",
         "experiment": "knn_attack",
         "profile": "smoke",
+        "dataset": "mnist",
         "recorded": False,
         "fingerprint": "now",
     }
@@ -317,7 +318,7 @@ def test_an_unknown_experiment_is_refused_before_any_work(calls):
 
 def test_compare_shows_a_recorded_result_of_older_code_with_its_mark(calls, shown, monkeypatch):
     old = results.Result("knn_attack", result_table(n=9250), {}, {"code_fingerprint": "old"})
-    monkeypatch.setattr(experiments, "recorded", lambda chapter, name, profile="full": old)
+    monkeypatch.setattr(experiments, "recorded", lambda chapter, name, profile="full", dataset=None: old)
     monkeypatch.setattr(notebook.values, "lookup", lambda *, paper, **names: lookup(**names))
     page = chapter()
     page.compare(page.result("knn_attack"), rows=[row("a", "accuracy", attack="none")], caption="C.", name="t")

@@ -10,7 +10,7 @@ from torch import Tensor
 from deepneighbors import checks
 from deepneighbors.detectors.activations import TrainingActivations
 from deepneighbors.detectors.base import Detector
-from deepneighbors.detectors.ranks import check_chosen, ranks_and_distances
+from deepneighbors.detectors.ranks import check_chosen, check_distinct, ranks_and_distances
 from deepneighbors.errors import InputError
 
 
@@ -103,13 +103,11 @@ class NNIF(Detector):
         chosen = self.influence.extremes(x, m)
         for name, indices in zip(("helpful", "harmful"), chosen, strict=True):
             check_chosen(name, indices, len(x), len(self.training.images))
+            check_distinct(name, indices)
             if indices.shape[1] != m:
                 raise InputError(f"{name} has {indices.shape[1]} images for each query; {m} were asked for")
-        queries = self.training.query(x, self.layers)
+        queries, both = self.training.query(x, self.layers), torch.cat(chosen, 1)  # distances to all images serve both
         for layer in self.layers:
-            rows = []
-            for indices in chosen:
-                database = self.training.pooled[layer]
-                ranks, distances = ranks_and_distances(queries[layer], database, indices, memory_gib=self.memory_gib)
-                rows += [ranks * self.rank_scale, distances]
-            yield torch.stack(rows, 1)
+            found = ranks_and_distances(queries[layer], self.training.pooled[layer], both, memory_gib=self.memory_gib)
+            ranks, distances = found[0] * self.rank_scale, found[1]
+            yield torch.stack([ranks[:, :m], distances[:, :m], ranks[:, m:], distances[:, m:]], 1)

@@ -25,7 +25,7 @@ def ranks_and_distances(
     Raises
     ------
     InputError
-        Rows that are not in the database, a row chosen twice, or shapes that do not fit.
+        Rows that are not in the database, or shapes that do not fit.
     """
     _check(queries, database, chosen, memory_gib)
     database = database.double()
@@ -85,10 +85,14 @@ def _check(queries: Tensor, database: Tensor, chosen: Tensor, memory_gib: float)
 
 
 def check_chosen(name: str, chosen: Tensor, queries: int, rows: int) -> None:
-    """Refuse what are not distinct rows of a database, as many for each query."""
+    """Refuse what are not rows of a database, as many for each query."""
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64 or chosen.ndim != 2 or len(chosen) != queries:
         raise InputError(f"{name} must be a tensor of indices (int64) with one row for each of the {queries} queries")
     if chosen.shape[1] == 0 or int(chosen.min()) < 0 or int(chosen.max()) >= rows:
         raise InputError(f"{name} must hold at least one index a query, from 0 to {rows - 1}")
+
+
+def check_distinct(name: str, chosen: Tensor) -> None:
+    """Refuse a row that is chosen twice for one query."""
     if bool((chosen.sort(1).values.diff(dim=1) == 0).any()):
         raise InputError(f"{name} names a row twice for one query; each may be chosen once")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deepneighbors import paths
+from deepneighbors import experiments, paths
 from deepneighbors.report import publish, tables
 from deepneighbors.results import read_all
 
@@ -41,4 +41,5 @@ def complete(chapter: Path) -> bool:
 
 
 def _file(record: dict) -> Path:
-    return folder(record["profile"]) / record["chapter"] / f"{record['experiment']}.csv"
+    run = experiments.Run(record["chapter"], profile=record["profile"], device="cpu", dataset=record["dataset"])
+    return folder(record["profile"]) / run.folder / f"{record['experiment']}.csv"

@@ -49,8 +49,8 @@ def start(
     namespace
         The notebook's ``globals()``, taken right after the cell of parameters.
     parameters
-        Names that the notebook takes: ``profile``, ``seed``, ``device``, and ``n`` or ``recompute`` where it
-        has them.
+        Names that the notebook takes: ``profile``, ``seed``, ``device``, and ``n``, ``dataset`` or ``recompute``
+        where it has them. An empty ``dataset`` stands for the profile's.
 
     Raises
     ------
@@ -62,6 +62,7 @@ def start(
     recompute = given.pop("recompute", False)
     if not isinstance(recompute, bool):
         raise InputError(f"recompute is {recompute!r}; allowed are True and False")
+    given["dataset"] = given.get("dataset") or None
     return Chapter(experiments.Run(chapter=chapter, **given), recompute=recompute)
 
 
@@ -149,9 +150,9 @@ class Chapter(Page):
             self._record(found, self.run.profile, recorded=False)
         return found
 
-    def recorded(self, name: str) -> Result | NotRun:
-        """The recorded result of the full profile."""
-        found = experiments.recorded(self.run.chapter, name, profile="full")
+    def recorded(self, name: str, dataset: str | None = None) -> Result | NotRun:
+        """The recorded result of the full profile; of its own data set unless another is named."""
+        found = experiments.recorded(self.run.chapter, name, profile="full", dataset=dataset)
         if found is None:
             return NotRun(name)
         self._record(found, "full", recorded=True)
@@ -179,16 +180,19 @@ class Chapter(Page):
         caption: str,
         name: str,
         paper: str = "sitawarin2019",
+        dataset: str | None = None,
         headings: Sequence[str] = ("",),
     ) -> None:
         """Show paper | full | this run | difference, one line for each of ``rows`` (:func:`tables.row`).
 
-        A row belongs to the first of ``results`` unless it says ``experiment=``.
+        A row belongs to the first of ``results`` unless it says ``experiment=``. ``dataset`` is that of the full results, by
+        default the full profile's own.
         """
         given = [results] if isinstance(results, Result | NotRun) else list(results)
         rows = [_with_experiment(entry, given[0].name) for entry in rows]
-        full = {result.name: self.recorded(result.name) for result in given}
-        outdated = frozenset(name for name, found in full.items() if found and self.outdated(found, "full"))
+        full = {result.name: self.recorded(result.name, dataset) for result in given}
+        old = _joined(found for found in full.values() if self.outdated(found, "full"))
+        outdated = frozenset() if old is None else frozenset(old["experiment"])
         display(
             tables.compare(
                 rows,
@@ -217,6 +221,7 @@ class Chapter(Page):
             "chapter": self.run.chapter,
             "experiment": result.name,
             "profile": profile,
+            "dataset": str(result.table["dataset"].iloc[0]),
             "recorded": recorded,
             "fingerprint": fingerprint_of(result),
         }
