@@ -142,6 +142,32 @@ def test_estimators_are_compared_with_the_exact_one(run):
     assert len(select(table, metric="auc")) == 8 * len(run.settings.modes)
 
 
+def test_the_gallery_shows_training_images_and_counts_helpful_neighbours(run, monkeypatch):
+    from deepneighbors.experiments.nnif_detection import gallery
+
+    monkeypatch.setattr(gallery, "ATTACK", "fgsm")
+    result = experiments.compute(run, "gallery")
+    shares = select(result.table, metric="helpful_neighbor_share")
+    assert len(shares) == 2 * len(run.settings.modes) and shares["value"].between(0, 1).all()
+    images = training.images_of(cases.cases(run)[0].data)
+    node = run.store.get(gallery._gallery_nodes(run)["clean"])
+    near, base = node.tensors["clean|near"], node.tensors["plane|training"]
+    assert near.shape[1] == gallery.NEAR and len(base) == len(images.x["train"])
+    shown = result.arrays["clean|clean|helpful|x"][0, 0] / 255
+    place = node.tensors["clean|helpful"][node.tensors["examples"][0], 0]
+    assert np.allclose(shown, images.x["train"][place], atol=1e-6)
+    assert (result.arrays["clean|clean|y"] == result.arrays["clean|true|y"]).all()  # the network is right before
+    assert (result.arrays["clean|attacked|y"] != result.arrays["clean|true|y"]).all()  # and wrong after
+
+
+def test_the_auc_of_one_feature_is_that_of_its_density(run):
+    result = experiments.compute(run, "densities")
+    clean, attacked = (result.arrays[f"clean|fgsm|d_up|{shown}"] for shown in ("clean", "attacked"))
+    (value,) = select(result.table, detector="d_up", network="thin_resnet34/clean")["value"]
+    expected = roc_auc_score(np.repeat([1, 0], [len(clean), len(attacked)]), -np.concatenate([clean, attacked]))
+    assert value == pytest.approx(expected, abs=1e-5)
+
+
 def test_attacks_report_success_and_size(run):
     table = experiments.compute(run, "attacks").table
     assert set(select(table, metric="success")["attack"]) == {"fgsm", "cw"}

@@ -20,16 +20,17 @@ def test_notebook_runs_and_passes_the_gate(path, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("name", "parameters", "message"),
     [
-        ({"profil": "smoke"}, "unknown parameter 'profil'"),
-        ({"profile": "fast"}, "profile is 'fast'; allowed are smoke, quick, full"),
-        ({"profile": "smoke", "device": "tpu"}, "device is 'tpu'"),
+        ("knn_dknn_attack", {"profil": "smoke"}, "unknown parameter 'profil'"),
+        ("knn_dknn_attack", {"profile": "fast"}, "profile is 'fast'; allowed are smoke, quick, full"),
+        ("knn_dknn_attack", {"profile": "smoke", "device": "tpu"}, "device is 'tpu'"),
+        ("nnif_detection", {"profile": "smoke", "dataset": "cifar"}, "dataset is 'cifar'; allowed are mnist, cifar10"),
     ],
 )
-def test_wrong_parameters_are_refused(parameters, message, tmp_path, monkeypatch):
+def test_wrong_parameters_are_refused(name, parameters, message, tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "artifacts"))
     with pytest.raises(papermill.PapermillExecutionError, match=message):
         papermill.execute_notebook(
-            ROOT / "notebooks" / "knn_dknn_attack.ipynb", tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
+            ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
         )

@@ -12,6 +12,13 @@ from deepneighbors.detectors.controls import (
     off_grid,
 )
 from deepneighbors.detectors.dknn import DkNN
+from deepneighbors.detectors.fast import (
+    HelpfulDistance,
+    MahalanobisActivations,
+    NeighborInfluence,
+    class_shares,
+    nnif_by_class,
+)
 from deepneighbors.detectors.lid import LID, lid
 from deepneighbors.detectors.mahalanobis import ClassGaussians, Mahalanobis
 from deepneighbors.detectors.nnif import NNIF, PredictedLabelInfluence
@@ -24,18 +31,23 @@ __all__ = [
     "ClassGaussians",
     "Detector",
     "DkNN",
+    "HelpfulDistance",
     "LogisticStage",
     "Mahalanobis",
+    "MahalanobisActivations",
     "NearestOfPredictedClass",
+    "NeighborInfluence",
     "PredictedLabelInfluence",
     "RandomOfPredictedClass",
     "Selection",
     "SingleFeature",
     "TrainingActivations",
     "class_mean_distance",
+    "class_shares",
     "lid",
     "logit_margin",
     "max_softmax",
+    "nnif_by_class",
     "off_grid",
     "rank_and_distance",
     "ranks_and_distances",

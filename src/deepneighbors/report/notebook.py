@@ -144,7 +144,7 @@ class Chapter(Page):
             known = ", ".join(experiments.CHAPTERS[self.run.chapter].experiments)
             raise InputError(f"chapter {self.run.chapter!r} has no experiment {name!r}; it has {known}")
         if self.run.profile == "full" and not self._may_compute_full():
-            found = self.recorded(name)
+            found = self.recorded(name, self.run.dataset)
         else:
             found = experiments.compute(self.run, name)
             self._record(found, self.run.profile, recorded=False)

@@ -241,7 +241,7 @@ def _paper_cell(paper: Any, as_percent: bool) -> str:
 def _find(results: Sequence[pd.DataFrame | None], entry: Row) -> list[pd.Series | None]:
     """The row in each result, None where it was not run; that no run of the experiment has it is a mistake."""
     names = {**entry.names, "metric": entry.metric}
-    experiment = {name: names[name] for name in ("experiment", "dataset") if name in names}
+    experiment: dict[str, str] = {key: names[key] for key in ("experiment", "dataset") if key in names}
     ran = {i: table for i, table in enumerate(results) if table is not None and not _matching(table, experiment).empty}
     # A profile may leave out a setting that another has. Where none has it, select says so.
     known = {i: table for i, table in ran.items() if not _matching(table, names).empty} or ran

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from deepneighbors.experiments.base import Chapter
-from deepneighbors.experiments.nnif_detection import cases, estimators, tables, white_box
+from deepneighbors.experiments.nnif_detection import cases, estimators, fast, gallery, tables, white_box
 
 CHAPTER = Chapter(
     name="nnif_detection",
@@ -13,10 +13,13 @@ CHAPTER = Chapter(
         for experiment in (
             tables.ATTACKS,
             tables.DETECTION,
+            gallery.GALLERY,
+            gallery.DENSITIES,
             tables.ABLATION,
             tables.GENERALISATION,
             tables.VIEWS_OF_IMAGES,
             estimators.ESTIMATORS_OF_INFLUENCE,
+            fast.FAST,
             white_box.WHITE_BOX,
         )
     },

@@ -1,0 +1,145 @@
+"""Tables of chapter 2 in the shape that the paper prints: lines of detectors, columns of attacks."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from deepneighbors.paper import values
+from deepneighbors.report.notebook import NotRun
+from deepneighbors.report.tables import NOT_RUN, estimate
+from deepneighbors.results import Result
+
+Label = tuple[str, str]  # a name in the results, and the words for it
+
+ATTACKS: tuple[Label, ...] = (
+    ("fgsm", "FGSM"), ("jsma", "JSMA"), ("deepfool", "DeepFool"), ("cw", "CW"), ("pgd", "PGD"), ("ead", "EAD"),
+)  # fmt: skip
+DETECTORS: tuple[Label, ...] = (("dknn", "DkNN"), ("lid", "LID"), ("mahalanobis", "Mahalanobis"), ("nnif", "NNIF"))
+CONTROLS: tuple[Label, ...] = (
+    ("random_of_class", "random of the class"), ("nearest_of_class", "nearest of the class"),
+    ("class_mean", "distance to class mean"), ("logit_margin", "logit margin"), ("max_softmax", "max softmax"),
+    ("off_grid", "off-grid pixels"),
+)  # fmt: skip
+METHODS = {
+    "nnif": "NNIF", "nnif_mahalanobis": "NNIF, Mahalanobis", "nnif_index_exact": "NNIF, exact index",
+    "nnif_index_approximate": "NNIF, approximate index", "neighbor_influence": "neighbour influence",
+    "d_up_threshold": "threshold on D↑",
+}  # fmt: skip
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
+CIFAR10 = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FEATURES: tuple[Label, ...] = (("r_up", "R↑"), ("d_up", "D↑"), ("r_down", "R↓"), ("d_down", "D↓"))
+
+
+def matrix(
+    sources: Sequence[tuple[str, Result | NotRun, str]], *, dataset: str, lines: Sequence[tuple[str, str, str]],
+    attacks: Sequence[Label] = ATTACKS, metric: str = "auc", setting: str = "", in_paper: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """A table as the paper prints it: a block of lines for each detector, the paper's line first, and a column an attack.
+
+    Parameters
+    ----------
+    sources
+        Words for a line, the result that it shows, and the mode; *not run* where it has none of this data set or mode.
+    lines
+        (detector, layer, words).
+    """
+    rows = []
+    for detector, layer, words in lines:
+        names = {"experiment": "nnif", "dataset": dataset, "detector": detector, "layer": layer, "metric": metric}
+        names["setting"] = setting
+        if in_paper:
+            rows.append([words, "paper", *(_paper_cell(attack=a, **names) for a, _ in attacks)])
+        for title, result, mode in sources:
+            ours = {**names, "network": reference(mode)}
+            rows.append([words, title, *(_cell(result, attack=a, **ours) for a, _ in attacks)])
+    return pd.DataFrame(rows, columns=["Detector", "Source", *(words for _, words in attacks)])
+
+
+def _paper_cell(**names: str) -> str:
+    found = values.lookup(paper="cohen2020", network="thin_resnet34/faithful", **names)
+    return "-" if found is None else f"{100 * found.value:.4g}\N{NO-BREAK SPACE}%"
+
+
+def _cell(result: Result | NotRun, **names: str) -> str:
+    if isinstance(result, NotRun):
+        return NOT_RUN
+    table = result.table
+    known = table[(table["dataset"] == names["dataset"]) & (table["network"] == names["network"])]
+    for name, value in names.items():
+        table = table[table[name] == value]
+    if table.empty:
+        return NOT_RUN if known.empty else "-"
+    (row,) = table.to_dict("records")
+    return estimate(row["value"], row["ci_low"], row["ci_high"], row["n"], as_percent=True)
+
+
+def reference(mode: str) -> str:
+    """Name of a mode's network in the results."""
+    return f"thin_resnet34/{mode}"
+
+
+def published(dataset: str) -> pd.DataFrame:
+    """The paper's numbers on a data set, as a tidy table."""
+    table = values.table()
+    return table[(table["paper"] == "cohen2020") & (table["dataset"] == dataset)]
+
+
+def chosen(result: Result | NotRun, mode: str) -> pd.DataFrame:
+    """The hyper-parameter of each detector, layer and attack."""
+    rows = []
+    for detector, words in DETECTORS:
+        for layer in ("embedding", "all"):
+            cells = [_number(result, mode, "chosen", detector=detector, layer=layer, attack=a) for a, _ in ATTACKS]
+            if any(cell is not None for cell in cells):
+                rows.append([words, layer, *("-" if cell is None else f"{cell:g}" for cell in cells)])
+    return pd.DataFrame(rows, columns=["Detector", "Layers", *(words for _, words in ATTACKS)])
+
+
+def by_method(result: Result | NotRun, mode: str) -> pd.DataFrame:
+    """Fast detectors: a line for each method and attack, with its cost."""
+    if isinstance(result, NotRun):
+        return pd.DataFrame([[NOT_RUN]], columns=["Method"])
+    table = result.table[result.table["network"] == reference(mode)]
+    rows = []
+    for detector, setting in table[table["metric"] == "auc"][["detector", "setting"]].drop_duplicates().to_numpy():
+        for attack, words in ATTACKS:
+            names = {"detector": detector, "setting": setting, "attack": attack}
+            mine = table[(table[list(names)] == pd.Series(names)).all(axis=1)].set_index("metric")
+            if len(mine):
+                cells = [_shown(mine, metric) for metric in ("auc", "tpr_at_fpr_5", "recall")]
+                spent = f"{1e3 * mine.loc['seconds_per_query', 'value']:.3g}"
+                rows.append([METHODS.get(detector, detector), setting or "-", words, *cells[:2], spent, cells[2]])
+    return pd.DataFrame(rows, columns=["Method", "Setting", "Attack", "AUC", "Detected at 5 %", "ms an image", "Recall"])
+
+
+def _shown(rows: pd.DataFrame, metric: str) -> str:
+    if metric not in rows.index:
+        return "-"
+    row = rows.loc[metric]
+    return estimate(row["value"], row["ci_low"], row["ci_high"], row["n"], as_percent=True)
+
+
+def _number(result: Result | NotRun, mode: str, metric: str, **names: str) -> float | None:
+    if isinstance(result, NotRun):
+        return None
+    table = result.table[(result.table["network"] == reference(mode)) & (result.table["metric"] == metric)]
+    for name, value in names.items():
+        table = table[table[name] == value]
+    return None if table.empty else float(table["value"].iloc[0])
+
+
+def unlike(result: Result | NotRun, settings: Any) -> pd.DataFrame:
+    """Settings with which a result was recorded that are not those of ``settings``, the full profile's."""
+    recorded = {} if isinstance(result, NotRun) else result.provenance["config"]
+    rows = [
+        (name, _words(value), _words(recorded[name]))
+        for name, value in asdict(settings).items()
+        if name in recorded and _words(value) != _words(recorded[name])
+    ]
+    return pd.DataFrame(rows, columns=["setting", "full profile", "recorded"])
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

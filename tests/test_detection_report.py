@@ -1,0 +1,90 @@
+"""Tables of chapter 2: the paper's number stands in its cell, a missing result is *not run*, and settings are compared."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deepneighbors.profiles import SETTINGS
+from deepneighbors.report import detection_figures, detection_tables
+from deepneighbors.report.detection_tables import NOT_RUN, by_method, chosen, matrix, reference, unlike
+from deepneighbors.report.figures import Canvas
+from deepneighbors.report.notebook import NotRun
+from deepneighbors.results import Result, auc_row, mean_row, statistic_row, table
+
+NAMES = {"experiment": "nnif", "dataset": "cifar10", "network": reference("clean"), "attack": "cw", "layer": "embedding"}
+LINES = [("nnif", "embedding", "NNIF"), ("lid", "embedding", "LID")]
+
+
+def result(rows, config=None):
+    return Result("detection", table(rows), {}, {"config": config or {}})
+
+
+@pytest.fixture
+def known():
+    clean, attacked = np.array([0.9, 0.8, 0.7, 0.2]), np.array([0.1, 0.3, 0.6, 0.1])
+    return result([
+        auc_row(clean, attacked, metric="auc", detector="nnif", **NAMES),
+        statistic_row(50, n=4, metric="chosen", detector="nnif", **NAMES),
+        statistic_row(0.002, n=8, metric="seconds_per_query", detector="nnif", **NAMES),
+        mean_row([0.5, 1.0, 0.9], metric="recall", detector="nnif", **NAMES),
+    ])  # fmt: skip
+
+
+def test_a_matrix_has_the_papers_number_and_ours_in_the_column_of_the_attack(known):
+    frame = matrix([("ours", known, "clean"), ("faithful", known, "faithful")], dataset="cifar10", lines=LINES)
+    assert list(frame.columns[:2]) == ["Detector", "Source"] and frame.columns[5] == "CW"
+    paper, ours, faithful = (frame.iloc[i] for i in range(3))
+    assert paper["CW"].startswith("99.05") or paper["CW"].startswith("99.0")  # the paper's figure 2
+    assert ours["CW"].startswith("87.5") and ours["CW"].endswith("8")  # 14 of 16 pairs in order, n = 8
+    assert ours["FGSM"] == "-" and set(faithful[2:]) == {NOT_RUN}
+    assert frame.iloc[4]["CW"] == "-"  # LID was not among the detectors of this result
+
+
+def test_another_data_set_or_no_result_is_not_run(known):
+    frame = matrix([("ours", known, "clean"), ("none", NotRun("detection"), "clean")], dataset="svhn", lines=LINES[:1])
+    assert set(frame.iloc[1, 2:]) == set(frame.iloc[2, 2:]) == {NOT_RUN}
+    assert frame.iloc[0]["FGSM"].startswith("91.0")
+    bare = matrix([("ours", known, "clean")], dataset="mnist", lines=LINES[:1], in_paper=False)
+    assert list(bare["Source"]) == ["ours"]
+
+
+def test_what_was_chosen_and_what_a_method_costs(known):
+    frame = chosen(known, "clean")
+    assert frame.to_numpy().tolist() == [["NNIF", "embedding", "-", "-", "-", "50", "-", "-"]]
+    (line,) = by_method(known, "clean").to_numpy().tolist()
+    assert line[:3] == ["NNIF", "-", "CW"] and line[5] == "2" and line[6].startswith("80.0")
+    assert chosen(NotRun("detection"), "clean").empty and by_method(NotRun("fast"), "clean").to_numpy().tolist() == [
+        [NOT_RUN]
+    ]
+
+
+def test_only_settings_that_differ_are_listed(known):
+    full = SETTINGS["nnif_detection"]["full"]
+    lowered = replace(full, epochs=30, sizes=(10, 50))
+    recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], {**vars(lowered), "sizes": [10, 50], "seed": 0})
+    frame = unlike(recorded, full)
+    assert frame.set_index("setting")["recorded"].to_dict() == {"epochs": "30", "sizes": "10, 50"}
+    assert unlike(NotRun("detection"), full).empty
+
+
+def test_a_bar_ends_at_the_auc_and_a_loss_by_all_layers_is_a_dash():
+    heights = {
+        ("nnif", "embedding", "cw"): 0.9,
+        ("nnif", "all", "cw"): 0.8,
+        ("lid", "embedding", "cw"): 0.7,
+        ("lid", "all", "cw"): 0.75,
+    }
+    canvas = Canvas(dark=False)
+    detection_figures.bars(canvas, [("ours", heights)])
+    (axis,) = canvas.figure.axes
+    tops = sorted(round(bar.get_y() + bar.get_height(), 3) for bar in axis.patches)
+    assert tops == [0.7, 0.75, 0.9]
+    assert [round(line.get_ydata()[0], 3) for line in axis.lines if len(line.get_xdata()) == 2][:1] == [0.8]
+
+
+def test_published_numbers_are_those_of_the_data_set():
+    frame = detection_tables.published("svhn")
+    assert set(frame["dataset"]) == {"svhn"} and set(frame["paper"]) == {"cohen2020"}
+    assert isinstance(frame, pd.DataFrame) and len(frame) > 20
