@@ -4,7 +4,7 @@
 """
 
 from deepneighbors import checks, paths
-from deepneighbors.experiments import base, knn_dknn_attack, nnif_detection
+from deepneighbors.experiments import base, knn_dknn_attack, nnif_detection, poisoning_ila
 from deepneighbors.experiments.base import Chapter, Experiment, Run
 from deepneighbors.results import Result
 
@@ -19,7 +19,9 @@ __all__ = [
     "recorded",
 ]
 
-CHAPTERS: dict[str, Chapter] = {chapter.name: chapter for chapter in (knn_dknn_attack.CHAPTER, nnif_detection.CHAPTER)}
+CHAPTERS: dict[str, Chapter] = {
+    chapter.name: chapter for chapter in (knn_dknn_attack.CHAPTER, nnif_detection.CHAPTER, poisoning_ila.CHAPTER)
+}
 
 
 def compute(run: Run, name: str) -> Result:
