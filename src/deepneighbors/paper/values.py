@@ -13,7 +13,7 @@ import pandas as pd
 
 from deepneighbors.errors import InputError
 
-PAPERS = ("sitawarin2019", "cohen2020")  # a file of numbers each; the first also has those of its follow-up
+PAPERS = ("sitawarin2019", "cohen2020", "report2021")  # a file of numbers each; the first also has its follow-up's
 KINDS = ("published", "code", "recalled")
 NAMES = ("paper", "experiment", "dataset", "network", "attack", "detector", "norm", "layer", "metric", "setting")
 COLUMNS = (*NAMES, "value", "place", "kind", "tolerance", "reason")
