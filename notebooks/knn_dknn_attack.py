@@ -491,6 +491,7 @@ distances = {
         ("mnist_cnn/released|gradient|l2|", "ours, gradient"),
         ("mnist_cnn|minimum_norm|l2|", "ours, vote margin"),
     )
+    if dknn_shown
 }
 chapter.figure(
     lambda canvas: draw.distance_histogram(canvas, dknn_histogram, distances),

@@ -82,7 +82,9 @@ def where(result):
 
 
 def modes_of(result):
-    """The modes that a result has, clean first."""
+    """The modes that a result has, clean first; clean where there is no result."""
+    if not result:
+        return ["clean"]
     return [mode for mode in ("clean", "faithful") if (result.table["network"] == shape.reference(mode)).any()]
 
 
@@ -193,7 +195,7 @@ chapter.figure(
 )
 
 # %% tags=["hide-input"]
-names = shape.CIFAR10 if gallery.table["dataset"].iloc[0] == "cifar10" else tuple(map(str, range(100)))
+names = shape.CIFAR10 if where(gallery).startswith("CIFAR-10,") else tuple(map(str, range(100)))
 chapter.figure(
     lambda canvas: draw.examples(canvas, gallery, mode, names),
     name="fig-nnif-examples",
@@ -262,7 +264,9 @@ for dataset_ in [name for name in DATASETS if name not in (FULL, MINE, "mnist")]
 shown = chapter.shown("detection")
 published = draw.bar_heights(shape.published(FULL), shape.reference("faithful"))
 panels = [(f"published, {DATASETS[FULL]}", published)] + [
-    (f"ours, {mode}, {where(shown)}", draw.bar_heights(shown.table, shape.reference(mode))) for mode in modes_of(shown)
+    (f"ours, {mode}, {where(shown)}", draw.bar_heights(shown.table, shape.reference(mode)))
+    for mode in modes_of(shown)
+    if shown
 ]
 chapter.figure(
     lambda canvas: draw.bars(canvas, panels),
@@ -318,8 +322,8 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
 
 # %% tags=["hide-input"]
 densities = chapter.shown("densities")
-SPREAD = [pair for pair in (("deepfool", "DeepFool"), ("cw", "CW"), ("fgsm", "FGSM")) if any(
-    key.startswith(f"{modes_of(densities)[0]}|{pair[0]}|") for key in densities.arrays)]  # fmt: skip
+drawn = [key.split("|")[1] for key in densities.arrays] if densities else []
+SPREAD = [pair for pair in (("deepfool", "DeepFool"), ("cw", "CW"), ("fgsm", "FGSM")) if pair[0] in drawn]
 chapter.figure(
     lambda canvas: draw.densities(canvas, densities, modes_of(densities)[0], SPREAD),
     name="fig-nnif-densities",
@@ -380,7 +384,7 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
 # %% tags=["hide-input"]
 views = chapter.result("views")
 views_shown = chapter.shown("views")
-plain_shown = chapter.recorded("detection") if views_shown.provenance["config"]["profile"] == "full" else detection
+plain_shown = chapter.recorded("detection") if chapter.source(views_shown).startswith("full") else detection
 chapter.figure(
     lambda canvas: draw.views(
         canvas, plain_shown.table, views_shown.table, "deepfool", shape.reference(modes_of(views_shown)[-1])
@@ -424,11 +428,10 @@ ESTIMATORS = (
     ("last_layer_gradient", "last layer, gradients"), ("last_layer_refitted", "last layer, refitted to its optimum"),
     ("network_lissa", "all parameters, series"), ("network_gradient", "all parameters, gradients"),
 )  # fmt: skip
-estimators_first = estimators_shown.table[
-    estimators_shown.table["network"] == shape.reference(modes_of(estimators_shown)[0])
-]
 chapter.figure(
-    lambda canvas: draw.estimators(canvas, estimators_first, ESTIMATORS),
+    lambda canvas: draw.estimators(
+        canvas, estimators_shown.table, shape.reference(modes_of(estimators_shown)[0]), ESTIMATORS
+    ),
     name="fig-nnif-estimators",
     caption=f"Cost of the estimators against their agreement with exact last-layer influence (left) and against the AUC of D↑ alone (right) on a part of the training images ({where(estimators_shown)}).",
     alt="Two scatter plots against milliseconds a query on a logarithmic axis. Last-layer estimators cost the least; those of all parameters cost orders of magnitude more.",

@@ -19,6 +19,16 @@ def test_notebook_runs_and_passes_the_gate(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_says_not_run_where_nothing_is_recorded(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("DEEPNEIGHBORS_RECORDED", str(tmp_path / "recorded"))
+    out = tmp_path / path.name
+    papermill.execute_notebook(path, out, parameters={"profile": "full"}, progress_bar=False)
+    assert "not\N{NO-BREAK SPACE}run" in out.read_text() or path.stem == "scorecard"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [

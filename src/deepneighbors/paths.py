@@ -27,5 +27,5 @@ def data() -> Path:
 
 
 def recorded() -> Path:
-    """Folder of the committed results of the full profile."""
-    return ROOT / "results" / "full"
+    """Folder of the recorded results of the full profile: ``$DEEPNEIGHBORS_RECORDED``, else ``results/full/`` there."""
+    return Path(os.environ.get("DEEPNEIGHBORS_RECORDED", ROOT / "results" / "full"))

@@ -142,13 +142,13 @@ def densities(canvas: Canvas, result: Result, mode: str, attacks: Sequence[Label
     axes[0][0].legend(fontsize=7)
 
 
-def estimators(canvas: Canvas, table: pd.DataFrame, lines: Sequence[Label]) -> None:
+def estimators(canvas: Canvas, table: pd.DataFrame, network: str, lines: Sequence[Label]) -> None:
     """Cost of each estimator of influence against its agreement with the exact one, and against the AUC that results."""
     _, axes = canvas(1, 2, size=(7, 3.2), sharex=True)
     shown = (("spearman", "rank correlation with exact"), ("auc", "AUC of D↑ alone"))
     for axis, (metric, words) in zip(axes, shown, strict=True):
         for (name, label), colour, marker in zip(lines, canvas.palette * 2, "osD^vPX*", strict=False):
-            mine = table[table["setting"] == name].set_index("metric")
+            mine = table[(table["setting"] == name) & (table["network"] == network)].set_index("metric")
             if metric not in mine.index:
                 continue
             value, low, high = mine.loc[metric, ["value", "ci_low", "ci_high"]].astype(float)
