@@ -356,6 +356,27 @@ chapter.compare(
     caption="NNIF on DeepFool with each choice of its features at the embedding (the paper's table 2).",
 )
 
+# %% tags=["hide-input"]
+ablated = FULL if chapter.recorded("ablation", FULL) else MINE
+frames = [
+    matrix(
+        lines_of("ablation", ablation, ablated),
+        dataset=ablated,
+        lines=[
+            ("nnif", "embedding", " ".join(w for digit, (_, w) in zip(mask, shape.FEATURES, strict=True) if digit == "1"))
+        ],
+        setting=f"features={mask}",
+        attacks=[pair for pair in ATTACKS if pair[0] in SETTINGS["nnif_detection"]["full"].ablation_attacks],
+        in_paper=False,
+    )
+    for mask in (f"{number:04b}" for number in range(1, 16))
+]
+chapter.grid(
+    pd.concat(frames).rename(columns={"Detector": "Features"}),
+    name="tab-nnif-ablation-attacks",
+    caption=f"AUC of NNIF with each choice of its features on the other attacks, {DATASETS[ablated]}; a dash where an attack was left out.",
+)
+
 # %% [markdown]
 # ## Attacks that the detector has not seen
 
