@@ -553,14 +553,15 @@ chapter.grid(
 #
 # In clean mode on CIFAR-10, NNIF detects minimal perturbations (DeepFool) less well than the paper says, and random images
 # of the predicted class in place of the helpful ones detect them better ({numref}`tab-nnif-controls-cifar10`): there,
-# influence is not needed. With last-layer gradients the influence of a training image is the product of two similarities,
-# of residuals and of embeddings, so that helpful images are mostly images of the *predicted* class, and $D^\uparrow$ is
-# close to a distance to that class.
+# influence is not needed.
 #
-# The features even point the other way ({numref}`fig-nnif-densities`): an image attacked by DeepFool lies *nearer* to what
-# helps it than a clean image does. Label smoothing is a likely reason: the residual of a confident image, $p_c$ less the
-# smoothed target, changes its sign, and what then helps it most are other overconfident images. Whether batch statistics
-# bring the paper's picture back is for the faithful mode to show, which has no full result yet.
+# The features even point the other way ({numref}`fig-nnif-densities`, {numref}`tab-nnif-helpful-neighbors`): an image
+# attacked by DeepFool lies *nearer* to what helps it than a clean image does. Label smoothing is the likely reason. The
+# influence of a training image through the last layer is the product of two similarities, of residuals and of embeddings.
+# Near the border the residual asks for more of the predicted label, and images of that class help. A confident clean image
+# is past its smoothed target: its residual has the other sign, images that lower its confidence help, and hard images of
+# its own class are the most harmful ({numref}`fig-nnif-examples`, the clean car). Whether batch statistics bring the
+# paper's picture back is for the faithful mode to show, which has no full result yet.
 #
 # A detector that is tuned on the very attack that it then meets, with failed attacks counted as hits or misses by chance,
 # measures the attack as much as the detector. The cheapest control, pixels off the grid of 1/255, needs no network and
