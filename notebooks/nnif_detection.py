@@ -174,6 +174,7 @@ def attack_rows(dataset, mode):
 
 chapter.compare(
     attacks,
+    partial=True,
     headings=("Data", "Attack"),
     rows=[line for d in dict.fromkeys([FULL, MINE]) for line in attack_rows(d, modes_of(attacks)[0])],
     name="tab-nnif-attacks",
@@ -350,6 +351,7 @@ def ablation_rows(dataset):
 chapter.compare(
     ablation,
     paper="cohen2020",
+    partial=True,
     headings=("Data", "Features"),
     rows=[line for d in dict.fromkeys([FULL, MINE]) for line in ablation_rows(d)],
     name="tab-nnif-ablation",
@@ -535,6 +537,7 @@ def white_box_rows(dataset, mode):
 chapter.compare(
     [white_box, detection],
     paper="cohen2020",
+    partial=True,
     headings=("Data", "Detector", "Attack"),
     rows=[line for d in dict.fromkeys([FULL, MINE]) for line in white_box_rows(d, modes_of(white_box)[0])],
     name="tab-nnif-white-box",

@@ -341,3 +341,14 @@ def test_glue_takes_plain_values(shown):
     assert options["metadata"]["scrapbook"]["name"] == "share"
     with pytest.raises(InputError, match="glue 'share' is a ndarray; allowed are numbers and strings"):
         notebook.Page().glue("share", np.zeros(3))
+
+
+def test_a_row_that_no_result_has_is_a_mistake_unless_results_are_partial():
+    def made(partial):
+        lines = [row("x", "accuracy", attack="other")]
+        options = {"full": result_table(), "this": None, "lookup": lookup, "caption": "C.", "name": "t"}
+        return tables.compare(lines, **options, partial=partial)
+
+    with pytest.raises(InputError, match="no result has attack='other'"):
+        made(False)
+    assert made(True).rows[0][3] == made(True).rows[0][4] == tables.NOT_RUN

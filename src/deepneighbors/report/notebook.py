@@ -182,11 +182,12 @@ class Chapter(Page):
         paper: str = "sitawarin2019",
         dataset: str | None = None,
         headings: Sequence[str] = ("",),
+        partial: bool = False,
     ) -> None:
         """Show paper | full | this run | difference, one line for each of ``rows`` (:func:`tables.row`).
 
         A row belongs to the first of ``results`` unless it says ``experiment=``. ``dataset`` is that of the full results, by
-        default the full profile's own.
+        default the full profile's own. ``partial``: results may lack some rows, which are then *not run*.
         """
         given = [results] if isinstance(results, Result | NotRun) else list(results)
         rows = [_with_experiment(entry, given[0].name) for entry in rows]
@@ -204,6 +205,7 @@ class Chapter(Page):
                 headings=headings,
                 profile=self.run.profile,
                 outdated=outdated,
+                partial=partial,
             )
         )
 

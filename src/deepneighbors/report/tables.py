@@ -140,6 +140,7 @@ def compare(
     headings: Sequence[str] = ("",),
     profile: str = "",
     outdated: frozenset[str] = frozenset(),
+    partial: bool = False,
 ) -> Table:
     """Paper, full profile, this run, and the difference to the paper of full (of this run until full is run).
 
@@ -151,6 +152,9 @@ def compare(
         Takes the names of a row and returns the paper's value (``value``, ``kind``, ``tolerance``) or None.
     outdated
         Experiments whose full result was recorded by an earlier version of the code; they are marked.
+    partial
+        A row that no result has is *not run*, because results may have been computed for fewer attacks; otherwise such a
+        row is a mistake.
     """
     header = [
         *headings,
@@ -160,7 +164,7 @@ def compare(
         f"this run ({profile})" if profile else "this run",
         "difference",
     ]
-    lines = [_compare_line(entry, full, this, lookup, outdated) for entry in rows]
+    lines = [_compare_line(entry, full, this, lookup, outdated, partial) for entry in rows]
     shown = " ".join(cell for line in lines for cell in line)
     notes = []
     if RECALLED in shown:
@@ -209,10 +213,11 @@ def _compare_line(
     this: pd.DataFrame | None,
     lookup: Callable[..., Any],
     outdated: frozenset[str],
+    partial: bool,
 ) -> list[str]:
     as_percent = percent(entry.metric, entry.kind)
     paper = _paper_value(entry, lookup)
-    ours = _find((full, this), entry)
+    ours = _find((full, this), entry, partial)
     mark = OUTDATED if ours[0] is not None and ours[0]["experiment"] in outdated else ""
     full_cell, this_cell = (_ours(found, as_percent) for found in ours)
     best = ours[0] if ours[0] is not None else ours[1]
@@ -238,13 +243,13 @@ def _paper_cell(paper: Any, as_percent: bool) -> str:
     return text + (RECALLED if paper.kind == "recalled" else "")
 
 
-def _find(results: Sequence[pd.DataFrame | None], entry: Row) -> list[pd.Series | None]:
-    """The row in each result, None where it was not run; that no run of the experiment has it is a mistake."""
+def _find(results: Sequence[pd.DataFrame | None], entry: Row, partial: bool) -> list[pd.Series | None]:
+    """The row in each result, None where it was not run; that no run of the experiment has it is a mistake or partial."""
     names = {**entry.names, "metric": entry.metric}
     experiment: dict[str, str] = {key: names[key] for key in ("experiment", "dataset") if key in names}
     ran = {i: table for i, table in enumerate(results) if table is not None and not _matching(table, experiment).empty}
     # A profile may leave out a setting that another has. Where none has it, select says so.
-    known = {i: table for i, table in ran.items() if not _matching(table, names).empty} or ran
+    known = {i: table for i, table in ran.items() if not _matching(table, names).empty} or ({} if partial else ran)
     return [select(known[i], **names) if i in known else None for i in range(len(results))]
 
 
