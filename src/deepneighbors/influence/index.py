@@ -27,7 +27,7 @@ class InfluenceIndex:
     also stop early, after a share of the images. With an inverted file only the images in some clusters of k-means are
     scored: those whose centres have the largest inner product with the query.
 
-    It takes the place of the estimator in :class:`deepneighbors.detectors.PredictedLabelInfluence`.
+    It takes the place of the estimator in ``deepneighbors.detectors.PredictedLabelInfluence``.
 
     Parameters
     ----------
