@@ -34,7 +34,7 @@ if importlib.util.find_spec("deepneighbors") is None:
 # ## Settings
 #
 # A profile fixes every number of the experiments: `smoke` takes seconds, `quick` minutes, `full` is the paper's scale.
-# `full` shows the recorded results unless there is a GPU or `recompute` is true. All settings are in `profiles.py`; the
+# `full` shows the recorded results unless there is a GPU or `recompute` is true. All settings are in `profiles/`; the
 # folded cell lists those of this run.
 
 # %% tags=["parameters"]
@@ -65,7 +65,7 @@ settings = pd.DataFrame(
 chapter.grid(
     settings,
     name="tab-settings",
-    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles.py`.",
+    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles/`.",
 )
 
 # %% [markdown]

@@ -38,7 +38,7 @@ if importlib.util.find_spec("deepneighbors") is None:
 #
 # A profile fixes every number of the experiments: `smoke` takes seconds and `quick` minutes, both on MNIST, which comes
 # with the book; `full` is the paper's scale on CIFAR-10 unless another `dataset` is named. `full` shows the recorded
-# results unless there is a GPU or `recompute` is true. All settings are in `profiles.py`; the folded cell lists those of
+# results unless there is a GPU or `recompute` is true. All settings are in `profiles/`; the folded cell lists those of
 # this run.
 
 # %% tags=["parameters"]
@@ -70,7 +70,7 @@ settings = asdict(chapter.run.settings)
 chapter.grid(
     pd.DataFrame({"setting": list(settings), "value": [str(value) for value in settings.values()]}),
     name="tab-nnif-settings",
-    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles.py`.",
+    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles/`.",
 )
 MINE = chapter.run.dataset  # the data set of this run
 FULL = "cifar10"  # the data set of the full results that figures show

@@ -38,7 +38,7 @@ if importlib.util.find_spec("deepneighbors") is None:
 #
 # A profile fixes every number of the experiments: `smoke` takes seconds, `quick` minutes, `full` is the report's scale with
 # several seeds. A seed draws everything anew: poison, networks and attacked digits. `full` shows the recorded results
-# unless there is a GPU or `recompute` is true. All settings are in `profiles.py`; the folded cell lists those of this run.
+# unless there is a GPU or `recompute` is true. All settings are in `profiles/`; the folded cell lists those of this run.
 
 # %% tags=["parameters"]
 profile = "quick"
@@ -79,7 +79,7 @@ settings = asdict(chapter.run.settings)
 chapter.grid(
     pd.DataFrame({"setting": list(settings), "value": [str(value) for value in settings.values()]}),
     name="tab-poison-settings",
-    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles.py`.",
+    caption=f"Settings of this run ({chapter.run.profile} profile). Sources stand in `profiles/`.",
 )
 published = values.table().query("paper == @PAPER")
 
