@@ -291,10 +291,18 @@ def test_step_follows_the_gradient(mode, training, clean):
     direction[place] = 1e-2
     assert float(gradient[place]) == pytest.approx(float(mean(x + direction) - mean(x - direction)) / 2e-2, rel=0.05)
     g = torch.sign(gradient) if mode == "clean" else 2 * (gradient.clamp(min=0) - 0.5)
-    torch.testing.assert_close(detector.direction(x, "embedding"), g)
+    torch.testing.assert_close(dict(detector.directions(x))["embedding"], g)
     moved = activations(training.network, x - 0.02 * g / 0.3, ("embedding",))["embedding"]
     expected = detector.gaussians["embedding"].score(moved).numpy()
     np.testing.assert_allclose(detector.features(x)[:, 0], expected, rtol=1e-5)
+
+
+def test_layers_together_give_what_each_gives_alone(training, clean):
+    together = Mahalanobis(training, LAYERS, scale=(0.3,)).grid(clean, (1e-4, 1e-2))
+    for place, layer in enumerate(LAYERS):
+        alone = Mahalanobis(training, (layer,), scale=(0.3,)).grid(clean, (1e-4, 1e-2))
+        for epsilon, rows in alone.items():
+            np.testing.assert_allclose(together[epsilon][:, place], rows[:, 0], rtol=1e-4)
 
 
 def test_a_small_clean_step_comes_nearer_and_no_step_is_the_plain_score(training, clean):

@@ -320,7 +320,6 @@ def run(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
     patch.setitem(profiles.SETTINGS["nnif_detection"], "smoke", replace(SMALL, modes=("clean",)))
-    patch.setitem(fast.METHODS, (fast.NEIGHBORS, "averaged=features"), {"anchors": 100, "k": 5})
     yield experiments.Run("nnif_detection", profile="smoke", device="cpu")
     patch.undo()
 

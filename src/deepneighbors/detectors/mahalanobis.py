@@ -1,6 +1,7 @@
 """Mahalanobis distance to the nearest class as a detector (Lee et al. 2018)."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from deepneighbors.detectors.base import MODES, Detector
 from deepneighbors.errors import InputError
 from deepneighbors.networks import activations
 from deepneighbors.networks.thin_resnet import pooled
+
+log = logging.getLogger(__name__)
 
 CIFAR_SCALE = (0.2023, 0.1994, 0.2010)
 
@@ -88,25 +91,30 @@ class Mahalanobis(Detector):
         self.training.check_images("x", x)
         for epsilon in epsilons:
             checks.at_least("epsilon", epsilon, 0)
-        scores = torch.empty(len(epsilons), len(x), len(self.layers), dtype=torch.float64)
-        size = self.training.batch_size
-        for column, layer in enumerate(self.layers):
-            for start in range(0, len(x), size):
-                part = x[start : start + size].to(self.training.images.device)
-                scores[:, start : start + size, column] = self._batch(part, layer, epsilons)
-        return {epsilon: rows.numpy() for epsilon, rows in zip(epsilons, scores, strict=True)}
+        scores, size = [], self.training.batch_size
+        for start in range(0, len(x), size):
+            scores.append(self._batch(x[start : start + size].to(self.training.images.device), epsilons))
+            log.info("Mahalanobis: %d of %d images", min(start + size, len(x)), len(x))
+        return {epsilon: rows.numpy() for epsilon, rows in zip(epsilons, torch.cat(scores, 1), strict=True)}
 
-    def _batch(self, x: Tensor, layer: str, epsilons: Sequence[float]) -> Tensor:
-        """Scores ``(epsilons, n)`` of one batch."""
-        step = self.direction(x, layer) / torch.tensor(self.scale, device=x.device).view(1, -1, *[1] * (x.ndim - 2))
-        with torch.no_grad():
-            return torch.stack([self._score(x - epsilon * step, layer) for epsilon in epsilons]).cpu()
+    def _batch(self, x: Tensor, epsilons: Sequence[float]) -> Tensor:
+        """Scores ``(epsilons, n, layers)`` of one batch."""
+        scale = torch.tensor(self.scale, device=x.device).view(1, -1, *[1] * (x.ndim - 2))
+        columns = []
+        for layer, direction in self.directions(x):
+            with torch.no_grad():
+                moved = [self._scores(x - epsilon * direction / scale, (layer,))[layer] for epsilon in epsilons]
+            columns.append(torch.stack(moved).cpu())
+        return torch.stack(columns, 2)
 
-    def direction(self, x: Tensor, layer: str) -> Tensor:
-        """g, of the images' shape, for one batch of images."""
+    def directions(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """g by layer, each of the images' shape, for one batch of images; one forward pass serves all layers."""
         x = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(-self._score(x, layer).mean(), x)
-        return gradient.sign() if self.mode == "clean" else 2 * gradient.clamp(min=0) - 1
+        for layer, score in self._scores(x, self.layers).items():
+            (gradient,) = torch.autograd.grad(-score.mean(), x, retain_graph=True)
+            yield layer, gradient.sign() if self.mode == "clean" else 2 * gradient.clamp(min=0) - 1
 
-    def _score(self, x: Tensor, layer: str) -> Tensor:
-        return self.gaussians[layer].score(pooled(activations(self.training.network, x, (layer,))[layer]))
+    def _scores(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Scores ``(n,)`` by layer."""
+        found = activations(self.training.network, x, layers)
+        return {layer: self.gaussians[layer].score(pooled(rows)) for layer, rows in found.items()}

@@ -31,6 +31,9 @@ class NnifDetection:
     precision: str = "float32"  # of the convolutions in training; bfloat16 is ours, for machines where that is faster
     # Batch norm: clean uses running statistics, faithful those of the batch, as the released code.
     modes: tuple[str, ...] = ("clean", "faithful")
+    # At most so many images of a fast attack in faithful mode, and for the views, as in ``with_images``; None is no cap.
+    faithful_n: int | None = None
+    view_n: int | None = None
     attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
     # Attacks whose images also come rounded, mixed and one at a time, and attacks of the ablation (P: DeepFool).
     view_attacks: tuple[str, ...] = ("fgsm", "jsma", "deepfool", "cw", "pgd", "ead")
@@ -67,8 +70,8 @@ SETTINGS: dict[str, NnifDetection] = {
         dataset="mnist",
         train_images=6_000,
         validation_images=300,
-        fast_validation=100,
-        fast_test=200,
+        fast_validation=75,
+        fast_test=125,
         slow_validation=50,
         slow_test=50,
         blocks=1,
@@ -83,8 +86,8 @@ SETTINGS: dict[str, NnifDetection] = {
         lid_k=(10, 20, 40),
         epsilons=(1e-4, 1e-3, 1e-2),
         sizes=(10, 50, 200),
-        estimator_queries=10,
-        estimator_training=400,
+        estimator_queries=5,
+        estimator_training=200,
         lissa=(1, 2, 100),
         adaptive_images=25,
         adaptive_steps=100,

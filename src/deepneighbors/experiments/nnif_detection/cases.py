@@ -1,6 +1,7 @@
 """A data set in one mode: the nodes of its network, attacks, features and detectors, and the rows that they make."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ from deepneighbors.attacks.classifier import SETTINGS
 from deepneighbors.attacks.detector_evasion import threshold_at_fpr
 from deepneighbors.experiments.base import Run
 from deepneighbors.experiments.nnif_detection import attacking, detecting, training
+from deepneighbors.profiles.nnif_detection import NnifDetection
 from deepneighbors.results import auc_row, mean_row
 from deepneighbors.store import Artifact, Node
 
 NETWORK = "thin_resnet34"
 DETECTORS = ("dknn", "lid", "mahalanobis", "nnif")
+LAYERED = ("lid", "mahalanobis", "nnif")  # with features of each layer
 CONTROLS = ("random_of_class", "nearest_of_class", "class_mean", "logit_margin", "max_softmax", "off_grid")
 _SLICE = 500  # images of an attack's stage, a multiple of the batch of 125
 _SEEDS = {name: index for index, name in enumerate((*SETTINGS, "cw_opt"))}  # every attack draws its own targets
@@ -21,21 +24,30 @@ _SEEDS = {name: index for index, name in enumerate((*SETTINGS, "cw_opt"))}  # ev
 
 @dataclass(frozen=True)
 class Case:
-    """The network of a run in one mode, ``clean`` or ``faithful``."""
+    """The network of a run in one mode, ``clean`` or ``faithful``, with at most ``n`` images of a fast attack."""
 
     run: Run
     mode: str
+    n: int | None = None
+
+    @cached_property
+    def settings(self) -> NnifDetection:
+        """Those of the run, with fewer images where this case or its mode has a number of its own."""
+        settings = self.run.settings
+        caps = (self.n, settings.faithful_n if self.mode == "faithful" else None)
+        known = [n for n in caps if n is not None]
+        return settings.with_images(min(known)) if known else settings
 
     @property
     def data(self) -> dict:
         """Config of the images."""
-        s = self.run.settings
+        s = self.settings
         return {"dataset": s.dataset, "train_images": s.train_images, "validation_images": s.validation_images}
 
     @property
     def layers(self) -> int:
         """Layers whose activations are features."""
-        return 6 * self.run.settings.blocks + 3
+        return 6 * self.settings.blocks + 3
 
     @property
     def embedding(self) -> int:
@@ -46,17 +58,17 @@ class Case:
     def weights(self) -> Node:
         """The trained network: one for both modes."""
         copied = ("blocks", "epochs", "learning_rate", "one_cycle", "weight_decay", "precision")
-        recipe = {name: getattr(self.run.settings, name) for name in copied}
+        recipe = {name: getattr(self.settings, name) for name in copied}
         return training.train.node({**self.data, **recipe, "seed": self.run.seed})
 
     def images(self, attack: str, part: str) -> int:
         """Images attacked of the validation or test part."""
-        s = self.run.settings
+        s = self.settings
         return getattr(s, f"{'slow' if attack in s.slow else 'fast'}_{part}")
 
     def attacked(self, attack: str, part: str) -> list[Node]:
         """An attack on a part, slice by slice."""
-        s, count = self.run.settings, self.images(attack, part)
+        s, count = self.settings, self.images(attack, part)
         search = {"cw": "binary_search_steps", "ead": "binary_search_steps", "cw_opt": "search_steps"}.get(attack)
         steps = {"steps": s.steps, search: s.search_steps} if search else {}
         config = {
@@ -71,13 +83,17 @@ class Case:
         return [attacking.attack.node(config | bound, (self.weights,)) for bound in bounds]
 
     def features(self, detector: str, attack: str, part: str, shown: str, view: str = "plain") -> Node:
-        """Features of the images that an attack has worked on, before (``shown`` is clean) or after it (attacked)."""
-        s = self.run.settings
+        """Features of the images that an attack has worked on, before (``shown`` is clean) or after it (attacked).
+
+        All layers where images come as they are, the embedding in other views.
+        """
+        s = self.settings
         grids = {"dknn": s.dknn_k, "lid": s.lid_k, "mahalanobis": s.epsilons, "nnif": s.sizes,
                  "random_of_class": s.sizes, "nearest_of_class": s.sizes}  # fmt: skip
         config: dict[str, Any] = {
             "data": self.data, "mode": self.mode, "detector": detector, "part": part,
             "images": self.images(attack, part), "grid": grids.get(detector, ()), "shown": shown,
+            "layers": "all" if detector in LAYERED and view == "plain" else "embedding",
             # Rounding changes no clean image: it is stored in 8 bits already.
             "view": "plain" if (view, shown) == ("rounded", "clean") else view,
         }  # fmt: skip
@@ -106,7 +122,8 @@ class Case:
         inputs = [
             self.features(detector, name, part, shown, view) for name, part in parts for shown in ("clean", "attacked")
         ]
-        config = {"detector": detector, "columns": self.columns(detector, layer, mask), "folds": 5}
+        columns = self.columns(detector, layer, mask) if view == "plain" else []
+        config = {"detector": detector, "columns": columns, "folds": 5}
         return detecting.detect.node(config, inputs)
 
     def evaded(self, learned: str) -> Node:
@@ -117,7 +134,7 @@ class Case:
             self.features("nnif", learned, "validation", "attacked"),
             self.detected("nnif", "embedding", learned),
         )
-        s = self.run.settings
+        s = self.settings
         config = {"data": self.data, "mode": self.mode, "images": s.adaptive_images, "steps": s.adaptive_steps}
         return attacking.evade.node(config | {"columns": self.columns("nnif", "embedding")}, inputs)
 
@@ -136,16 +153,16 @@ class Case:
         network = f"{NETWORK}/{self.mode}"
         return {
             "experiment": "nnif",
-            "dataset": self.run.settings.dataset,
+            "dataset": self.settings.dataset,
             "network": network,
             "seed": self.run.seed,
             **more,
         }
 
 
-def cases(run: Run) -> list[Case]:
-    """The run's data set in each mode."""
-    return [Case(run, mode) for mode in run.settings.modes]
+def cases(run: Run, n: int | None = None) -> list[Case]:
+    """The run's data set in each mode, with at most ``n`` images of a fast attack."""
+    return [Case(run, mode, n) for mode in run.settings.modes]
 
 
 def scores_of(found: Artifact) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import sklearn
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from deepneighbors import detectors
@@ -23,12 +25,12 @@ from deepneighbors.store import Artifact, Context, Payload, stage
 
 @stage("detector_features", uses=USES)
 def features(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
-    """Features of one detector, in all layers, for the images of a part that the network has right.
+    """Features of one detector, for the images of a part that the network has right.
 
     The first input is the network, the others are the slices of an attack. ``shown`` is ``clean`` or ``attacked``. One
-    tensor for each value of the detector's hyper-parameter. ``view`` is how images come to the detector: ``plain``;
-    ``rounded``, attacked images being stored in 8 bits; ``mixed``, clean and attacked images in the same batches; or
-    ``single``, one at a time.
+    tensor for each value of the detector's hyper-parameter. ``layers`` is ``all`` or ``embedding``. ``view`` is how images
+    come to the detector: ``plain``; ``rounded``, attacked images being stored in 8 bits; ``mixed``, clean and attacked
+    images in the same batches; or ``single``, one at a time.
     """
     weights, slices = inputs[0], inputs[1:]
     clean, places = kept_images(config, weights, context.device)
@@ -51,6 +53,10 @@ def features(config: dict, inputs: Sequence[Artifact], context: Context) -> Payl
     return Payload(tensors=tensors)
 
 
+def _layers(config: dict, training: detectors.TrainingActivations) -> tuple[str, ...]:
+    return training.layers if config["layers"] == "all" else ("embedding",)
+
+
 def _dknn(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str) -> dict[str, Any]:
     """p-values by k, calibrated on a third of the validation images."""
     training, found = training_activations(config, weights, device), {}
@@ -69,7 +75,7 @@ def _lid(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str)
     sizes = [k for k in config["grid"] if k < minibatch]
     if not sizes:
         raise InputError(f"{len(x)} images are too few for LID with k of {min(config['grid'])}; attack more of them")
-    detector = detectors.LID(training, training.layers, k=max(sizes), mode=config["mode"], minibatch=minibatch)
+    detector = detectors.LID(training, _layers(config, training), k=max(sizes), mode=config["mode"], minibatch=minibatch)
     distances = detector.distances(x, max(sizes), reference=clean)
     return {str(k): detectors.lid(distances[..., :k]) for k in sizes}
 
@@ -77,7 +83,7 @@ def _lid(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str)
 def _mahalanobis(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str) -> dict[str, Any]:
     training = training_activations(config, weights, device)
     scale = CIFAR_SCALE if training.images.shape[1] == 3 else (0.3081,)
-    detector = detectors.Mahalanobis(training, training.layers, scale=scale, mode=config["mode"])
+    detector = detectors.Mahalanobis(training, _layers(config, training), scale=scale, mode=config["mode"])
     return {f"{epsilon:g}": rows for epsilon, rows in detector.grid(x, config["grid"]).items()}
 
 
@@ -87,7 +93,7 @@ def _nnif(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str
         scale = len(training.labels) / config["subset"]
         training = training_activations(config, weights, device, config["subset"])
     influence = detectors.PredictedLabelInfluence(training, influence_of(config, weights, training))
-    return _nearness(config, training, influence, x, training.layers, scale)
+    return _nearness(config, training, influence, x, _layers(config, training), scale)
 
 
 def _nearness(config: dict, training: detectors.TrainingActivations, influence: Any, x: Tensor, layers: Sequence[str],
@@ -139,10 +145,12 @@ def detect(config: dict, inputs: Sequence[Artifact], context: Context) -> Payloa
     rows = [{name: columns_of(part.tensors[name], config["columns"]) for name in names} for part in inputs]
     learned = {name: (rows[0][name], rows[1][name]) for name in names}
     chosen, aucs = names[0], [float("nan")]
-    if len(names) > 1:
-        selection = detectors.select_hyperparameter(learned, folds=config["folds"])
-        chosen, aucs = str(selection.best), selection.table["auc"].tolist()
-    fitted = detectors.LogisticStage().fit(*learned[chosen])
+    # Hundreds of fits of a few hundred rows: threads that wait for each other, and checks of each call, cost most of it.
+    with threadpool_limits(1), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        if len(names) > 1:
+            selection = detectors.select_hyperparameter(learned, folds=config["folds"])
+            chosen, aucs = str(selection.best), selection.table["auc"].tolist()
+        fitted = detectors.LogisticStage().fit(*learned[chosen])
     scores = {
         name: torch.from_numpy(fitted.score(part[chosen]))
         for name, part in zip(("clean", "attacked"), rows[2:], strict=True)

@@ -40,8 +40,8 @@ METHODS: dict[tuple[str, str], dict] = {
     (APPROXIMATE, "longest=1/8"): {"share": 1 / 8},
     (APPROXIMATE, "probed=1/32"): {"probed": 1 / 32},
     (APPROXIMATE, "probed=1/8"): {"probed": 1 / 8},
-    (NEIGHBORS, "averaged=features"): {"anchors": 5_000, "k": 10},
-    (NEIGHBORS, "averaged=class_shares"): {"anchors": 0, "k": 10},  # of all training images
+    (NEIGHBORS, "averaged=features"): {"anchors": 1 / 10, "k": 10},  # a share of the training images
+    (NEIGHBORS, "averaged=class_shares"): {"anchors": 1, "k": 10},
     (THRESHOLD, ""): {"fpr": FPR},
 }
 SAMPLES = tuple((part, shown) for part in ("validation", "test") for shown in ("clean", "attacked"))
@@ -134,7 +134,7 @@ def _prepare(config: dict, weights: Artifact, training: detectors.TrainingActiva
         known = dict(state)
         if not known:
             index = _estimator(config, weights, training, state)
-            known = _neighbor_vectors(training, index, m, options["anchors"])
+            known = _neighbor_vectors(training, index, m, round(options["anchors"] * len(training.labels)))
         k = min(options["k"], len(known["anchors"]))
         return known, detectors.NeighborInfluence(training, known["vectors"], known["anchors"], k=k)
     estimator = _estimator(config, weights, training, state)
@@ -177,7 +177,7 @@ def _neighbor_vectors(training: detectors.TrainingActivations, index: InfluenceI
                       ) -> dict[str, Tensor]:  # fmt: skip
     """Vectors by class of ``count`` random training images, NNIF's features; or of all of them, shares of their help."""
     device = training.labels.device
-    if count == 0:
+    if count == len(training.labels):
         shares = detectors.class_shares(index.vectors_, training.labels)
         return {"vectors": shares[:, :, None], "anchors": torch.arange(len(shares), device=device)}
     order = torch.randperm(len(training.labels), generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
-from deepneighbors.experiments.nnif_detection.cases import CONTROLS, DETECTORS, Case, cases, scores_of
+from deepneighbors.experiments.nnif_detection.cases import CONTROLS, DETECTORS, LAYERED, Case, cases, scores_of
 from deepneighbors.experiments.nnif_detection.training import images_of
 from deepneighbors.results import mean_row, statistic_row, table
 from deepneighbors.store import Artifact
@@ -73,7 +73,7 @@ def _detection_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
     for case in cases(run):
         for attack in run.settings.attacks:
             for detector in (*DETECTORS, *CONTROLS):
-                layers = ("embedding", "all") if detector in ("lid", "mahalanobis", "nnif") else ("embedding",)
+                layers = ("embedding", "all") if detector in LAYERED else ("embedding",)
                 for layer in layers:
                     yield case, attack, detector, layer
 
@@ -149,7 +149,7 @@ def _generalisation_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
 
 
 def _view_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
-    for case in cases(run):
+    for case in cases(run, run.settings.view_n):
         for attack in run.settings.view_attacks:
             for view, seen in VIEWS.items():
                 for detector in seen:
