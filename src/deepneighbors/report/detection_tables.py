@@ -18,9 +18,9 @@ ATTACKS: tuple[Label, ...] = (
 )  # fmt: skip
 DETECTORS: tuple[Label, ...] = (("dknn", "DkNN"), ("lid", "LID"), ("mahalanobis", "Mahalanobis"), ("nnif", "NNIF"))
 CONTROLS: tuple[Label, ...] = (
-    ("random_of_class", "random of the class"), ("nearest_of_class", "nearest of the class"),
-    ("class_mean", "distance to class mean"), ("logit_margin", "logit margin"), ("max_softmax", "max softmax"),
-    ("off_grid", "off-grid pixels"),
+    ("nnif_unsmoothed", "NNIF, loss without smoothing"), ("random_of_class", "random of the class"),
+    ("nearest_of_class", "nearest of the class"), ("class_mean", "distance to class mean"),
+    ("logit_margin", "logit margin"), ("max_softmax", "max softmax"), ("off_grid", "off-grid pixels"),
 )  # fmt: skip
 METHODS = {
     "nnif": "NNIF", "nnif_mahalanobis": "NNIF, Mahalanobis", "nnif_index_exact": "NNIF, exact index",

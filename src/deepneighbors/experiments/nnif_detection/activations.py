@@ -54,13 +54,16 @@ def kept_images(config: dict, weights: Artifact, device: str) -> tuple[Tensor, T
     return x[right], right.nonzero().flatten()
 
 
-def influence_of(config: dict, weights: Artifact, training: detectors.TrainingActivations) -> LastLayerInfluence:
-    """Last-layer influence: exact in clean mode; in faithful mode with what LiSSA's truncation leaves of the inverse."""
+def influence_of(config: dict, weights: Artifact, training: detectors.TrainingActivations,
+                 smoothing: float | None = None) -> LastLayerInfluence:  # fmt: skip
+    """Last-layer influence: exact in clean mode; in faithful mode with what LiSSA's truncation leaves of the inverse.
+
+    ``smoothing`` is that of the loss, as in the network's training where None is given.
+    """
     operator = Inverse() if config["mode"] == "clean" else Lissa(49 if config["part"] == "validation" else 5)
-    model = LastLayerInfluence(
-        weights.tensors["fc.weight"], weights.tensors["fc.bias"], smoothing=SMOOTHING[config["data"]["dataset"]],
-        operator=operator,
-    )  # fmt: skip
+    smoothing = SMOOTHING[config["data"]["dataset"]] if smoothing is None else smoothing
+    weight, bias = (weights.tensors[f"fc.{part}"] for part in ("weight", "bias"))
+    model = LastLayerInfluence(weight, bias, smoothing=smoothing, operator=operator)
     return model.fit(training.pooled["embedding"], training.labels)
 
 

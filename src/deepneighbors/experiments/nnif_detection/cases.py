@@ -17,7 +17,8 @@ from deepneighbors.store import Artifact, Node
 NETWORK = "thin_resnet34"
 DETECTORS = ("dknn", "lid", "mahalanobis", "nnif")
 LAYERED = ("lid", "mahalanobis", "nnif")  # with features of each layer
-CONTROLS = ("random_of_class", "nearest_of_class", "class_mean", "logit_margin", "max_softmax", "off_grid")
+NEARNESS = ("nnif_unsmoothed", "random_of_class", "nearest_of_class")  # NNIF's features at the embedding, of other images
+CONTROLS = (*NEARNESS, "class_mean", "logit_margin", "max_softmax", "off_grid")
 _SLICE = 500  # images of an attack's stage, a multiple of the batch of 125
 _SEEDS = {name: index for index, name in enumerate((*SETTINGS, "cw_opt"))}  # every attack draws its own targets
 
@@ -88,8 +89,8 @@ class Case:
         All layers where images come as they are, the embedding in other views.
         """
         s = self.settings
-        grids = {"dknn": s.dknn_k, "lid": s.lid_k, "mahalanobis": s.epsilons, "nnif": s.sizes,
-                 "random_of_class": s.sizes, "nearest_of_class": s.sizes}  # fmt: skip
+        grids = {"dknn": s.dknn_k, "lid": s.lid_k, "mahalanobis": s.epsilons}
+        grids |= dict.fromkeys(("nnif", *NEARNESS), s.sizes)
         config: dict[str, Any] = {
             "data": self.data, "mode": self.mode, "detector": detector, "part": part,
             "images": self.images(attack, part), "grid": grids.get(detector, ()), "shown": shown,
@@ -99,7 +100,7 @@ class Case:
         }  # fmt: skip
         if detector == "dknn":
             config["calibration"] = self.images(attack, "validation")
-        if detector == "nnif" and self.mode == "faithful":
+        if detector in ("nnif", "nnif_unsmoothed") and self.mode == "faithful":
             config["subset"] = s.subset
         seen = self.attacked(attack, part) if shown == "attacked" or view == "mixed" else []
         return detecting.features.node(config, (self.weights, *seen))
@@ -108,7 +109,7 @@ class Case:
         """Which features of a detector belong to ``embedding`` or to ``all`` layers; for NNIF those of a mask."""
         width = {"nnif": 4, "lid": 1, "mahalanobis": 1}.get(detector, 0)
         kept = [column for column, digit in enumerate(mask) if digit == "1"]
-        if detector in ("random_of_class", "nearest_of_class"):
+        if detector in NEARNESS:
             return kept
         if width == 0 or (layer == "all" and mask == "1111"):
             return []

@@ -87,13 +87,18 @@ def _mahalanobis(config: dict, weights: Artifact, x: Tensor, clean: Tensor, devi
     return {f"{epsilon:g}": rows for epsilon, rows in detector.grid(x, config["grid"]).items()}
 
 
-def _nnif(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str) -> dict[str, Any]:
+def _nnif(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str, smoothing: float | None = None
+          ) -> dict[str, Any]:  # fmt: skip
     training, scale = training_activations(config, weights, device), 1.0
     if config["mode"] == "faithful" and config["part"] == "test":
         scale = len(training.labels) / config["subset"]
         training = training_activations(config, weights, device, config["subset"])
-    influence = detectors.PredictedLabelInfluence(training, influence_of(config, weights, training))
+    influence = detectors.PredictedLabelInfluence(training, influence_of(config, weights, training, smoothing))
     return _nearness(config, training, influence, x, _layers(config, training), scale)
+
+
+def _nnif_unsmoothed(config: dict, weights: Artifact, x: Tensor, clean: Tensor, device: str) -> dict[str, Any]:
+    return _nnif(config, weights, x, clean, device, smoothing=0.0)
 
 
 def _nearness(config: dict, training: detectors.TrainingActivations, influence: Any, x: Tensor, layers: Sequence[str],
@@ -124,6 +129,7 @@ FEATURES: dict[str, Any] = {
     "lid": _lid,
     "mahalanobis": _mahalanobis,
     "nnif": _nnif,
+    "nnif_unsmoothed": _nnif_unsmoothed,
     "random_of_class": _random_of_class,
     "nearest_of_class": _nearest_of_class,
     "class_mean": _single(detectors.class_mean_distance),
