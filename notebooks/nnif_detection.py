@@ -162,24 +162,12 @@ chapter.compare(
 
 
 # %% tags=["hide-input"]
-def attack_rows(dataset, mode):
-    quantities = ("success", "mean_l2", "mean_l0_all", "mean_l1_all", "mean_l2_all", "mean_linf_all")
-    return [
-        row((DATASETS[dataset], words), metric, experiment="nnif", dataset=dataset, network=shape.reference(mode),
-            attack=attack, in_paper=False)
-        for attack, words in ATTACKS
-        for metric in quantities
-    ]  # fmt: skip
-
-
-chapter.compare(
-    attacks,
-    partial=True,
-    headings=("Data", "Attack"),
-    rows=[line for d in dict.fromkeys([FULL, MINE]) for line in attack_rows(d, modes_of(attacks)[0])],
-    name="tab-nnif-attacks",
-    caption="Success of each attack on test images that the network has right, and the size of its change: `mean_l2` over successes, the others over all those images as detectors see them.",
-)
+for dataset_ in dict.fromkeys([FULL, MINE]):
+    chapter.grid(
+        shape.attack_sizes(lines_of("attacks", attacks, dataset_), dataset=dataset_),
+        name=f"tab-nnif-attacks-{dataset_}",
+        caption=f"Success of each attack on test images that the network has right, and the mean size of its change, {DATASETS[dataset_]}: over successes, then over all those images as detectors see them.",
+    )
 
 # %% [markdown]
 # ## One image, its neighbours and its helpful images
@@ -245,12 +233,12 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=ALL, in_paper=dataset_ != "mnist"),
         name=f"tab-nnif-detection-{dataset_}",
-        caption=f"AUC of each detector on each attack, {DATASETS[dataset_]}, all layers (the paper's table 1).",
+        caption=f"AUC (%) of each detector on each attack, {DATASETS[dataset_]}, all layers (the paper's table 1).",
     )
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=EMBEDDING, in_paper=dataset_ != "mnist"),
         name=f"tab-nnif-embedding-{dataset_}",
-        caption=f"AUC of each detector on each attack, {DATASETS[dataset_]}, embedding (the paper's figure 2).",
+        caption=f"AUC (%) of each detector on each attack, {DATASETS[dataset_]}, embedding (the paper's figure 2).",
     )
 
 # %% tags=["hide-output", "hide-input"]
@@ -258,7 +246,7 @@ for dataset_ in [name for name in DATASETS if name not in (FULL, MINE, "mnist")]
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=ALL),
         name=f"tab-nnif-detection-{dataset_}",
-        caption=f"AUC of each detector on each attack, {DATASETS[dataset_]}, all layers (the paper's table 1).",
+        caption=f"AUC (%) of each detector on each attack, {DATASETS[dataset_]}, all layers (the paper's table 1).",
     )
 
 # %% tags=["hide-input"]
@@ -302,7 +290,7 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=BESIDE, in_paper=False),
         name=f"tab-nnif-controls-{dataset_}",
-        caption=f"AUC of NNIF at the embedding and of the controls, {DATASETS[dataset_]}.",
+        caption=f"AUC (%) of NNIF at the embedding and of the controls, {DATASETS[dataset_]}.",
     )
 
 # %% [markdown]
@@ -315,7 +303,7 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=[*ALL, *BESIDE[1:]], setting="successful",
                in_paper=False),
         name=f"tab-nnif-successful-{dataset_}",
-        caption=f"AUC with successful attacks only, {DATASETS[dataset_]}; detectors as before.",
+        caption=f"AUC (%) with successful attacks only, {DATASETS[dataset_]}; detectors as before.",
     )  # fmt: skip
 
 # %% [markdown]
@@ -376,7 +364,7 @@ frames = [
 chapter.grid(
     pd.concat(frames).rename(columns={"Detector": "Features"}),
     name="tab-nnif-ablation-attacks",
-    caption=f"AUC of NNIF with each choice of its features on the other attacks, {DATASETS[ablated]}; a dash where an attack was left out.",
+    caption=f"AUC (%) of NNIF with each choice of its features on the other attacks, {DATASETS[ablated]}; a dash where an attack was left out.",
 )
 
 # %% [markdown]
@@ -391,7 +379,7 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
                lines=[*EMBEDDING, *((name, "all", f"{words}, all layers") for name, words in DETECTORS[1:])],
                in_paper=dataset_ != "mnist"),
         name=f"tab-nnif-generalisation-{dataset_}",
-        caption=f"AUC of detectors that have learned from FGSM alone, {DATASETS[dataset_]} (the paper's table 3 has the embedding).",
+        caption=f"AUC (%) of detectors that have learned from FGSM alone, {DATASETS[dataset_]} (the paper's table 3 has the embedding).",
     )  # fmt: skip
 
 # %% [markdown]
@@ -432,7 +420,7 @@ for setting, words in (("rounded", "after rounding to 8 bits"), ("mixed", "in mi
     chapter.grid(
         table[["Data", *(column for column in table.columns if column != "Data")]],
         name=f"tab-nnif-{setting}",
-        caption=f"AUC {words}, detectors at the embedding.",
+        caption=f"AUC (%) {words}, detectors at the embedding.",
     )
 
 # %% [markdown]

@@ -1,9 +1,16 @@
 """Small problems that tests share: three blobs of images in the unit box, and classifiers fitted on them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from deepneighbors import experiments, profiles
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.knn import KNNClassifier
 from deepneighbors.networks import MnistCNN
@@ -18,6 +25,28 @@ def blobs(count: int, *, seed: int, classes: int = 3, spread: float = 0.12) -> t
     y = torch.arange(count) % classes
     x = centres[y] + spread * torch.randn(count, 784, generator=generator)
     return x.clamp(0, 1).view(-1, 1, 28, 28), y
+
+
+def fitted(network: nn.Module, x: Tensor, y: Tensor, *, steps: int, least: float) -> nn.Module:
+    """The network in evaluation mode after ``steps`` of Adam on a whole problem, which it then answers to at ``least``."""
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    network.eval()
+    assert (network(x).argmax(1) == y).float().mean() > least
+    return network
+
+
+@contextmanager
+def small_run(chapter: str, settings: Any, folder: Path) -> Iterator[experiments.Run]:
+    """A run of a chapter whose smoke profile has these settings, with a store of its own in ``folder``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(folder))
+        patch.setitem(profiles.SETTINGS[chapter], "smoke", settings)
+        yield experiments.Run(chapter, profile="smoke", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import fitted
 from scipy.stats import chisquare
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,16 +41,7 @@ def small_network(seed: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    network = small_network(0)
-    x, y = images(200, 1)
-    optimiser = torch.optim.Adam(network.parameters(), 0.01)
-    for _ in range(150):
-        optimiser.zero_grad()
-        functional.cross_entropy(network(x), y).backward()
-        optimiser.step()
-    assert (network(x).argmax(1) == y).float().mean() > 0.95
-    optimiser.zero_grad()
-    return network
+    return fitted(small_network(0), *images(200, 1), steps=150, least=0.95)
 
 
 @pytest.fixture(scope="module")

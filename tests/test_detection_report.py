@@ -8,7 +8,7 @@ import pytest
 
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures, detection_tables
-from deepneighbors.report.detection_tables import NOT_RUN, by_method, chosen, matrix, reference, unlike
+from deepneighbors.report.detection_tables import NOT_RUN, attack_sizes, by_method, chosen, matrix, reference, unlike
 from deepneighbors.report.figures import Canvas
 from deepneighbors.report.notebook import NotRun
 from deepneighbors.results import Result, auc_row, mean_row, statistic_row, table
@@ -40,6 +40,16 @@ def test_a_matrix_has_the_papers_number_and_ours_in_the_column_of_the_attack(kno
     assert ours["CW"].startswith("87.5") and ours["CW"].endswith("8")  # 14 of 16 pairs in order, n = 8
     assert ours["FGSM"] == "-" and set(faithful[2:]) == {NOT_RUN}
     assert frame.iloc[4]["CW"] == "-"  # LID was not among the detectors of this result
+
+
+def test_attack_sizes_have_the_share_of_successes_and_the_means():
+    names = NAMES | {"layer": ""}
+    rows = [mean_row([1, 1, 0, 1], metric="success", **names), mean_row([0.25, 0.75], metric="mean_l2", **names)]
+    frame = attack_sizes([("ours", result(rows), "clean"), ("none", NotRun("attacks"), "clean")], dataset="cifar10")
+    ours, none = (frame[(frame["Attack"] == "CW") & (frame["Source"] == source)].iloc[0] for source in ("ours", "none"))
+    assert ours["Success %"].startswith("75.0 [") and ours["L2 if it won"] == "0.500" and ours["L0"] == "-"
+    assert none["Success %"] == NOT_RUN and none["L2 if it won"] == "-"
+    assert len(frame) == 12
 
 
 def test_another_data_set_or_no_result_is_not_run(known):

@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from conftest import blobs, small_run
 from sklearn.metrics import roc_auc_score
 from test_nnif_experiments import SMALL, select
 from torch import nn
 
-from deepneighbors import experiments, profiles
 from deepneighbors.detectors import (
     NNIF,
     HelpfulDistance,
@@ -317,11 +316,8 @@ def test_an_index_counts_in_the_metric_of_its_operator(training, queries):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of the small problem with a store of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
-    patch.setitem(profiles.SETTINGS["nnif_detection"], "smoke", replace(SMALL, modes=("clean",)))
-    yield experiments.Run("nnif_detection", profile="smoke", device="cpu")
-    patch.undo()
+    with small_run("nnif_detection", replace(SMALL, modes=("clean",)), tmp_path_factory.mktemp("artifacts")) as small:
+        yield small
 
 
 @pytest.fixture(scope="module")

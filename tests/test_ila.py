@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import fitted
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,16 +43,7 @@ def network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = Small()
-    x, y = images(120, 1)
-    optimiser = torch.optim.Adam(small.parameters(), 0.01)
-    for _ in range(40):
-        optimiser.zero_grad()
-        functional.cross_entropy(small(x), y).backward()
-        optimiser.step()
-    optimiser.zero_grad()
-    small.eval()
-    assert (small(x).argmax(1) == y).float().mean() > 0.95
-    return small
+    return fitted(small, *images(120, 1), steps=40, least=0.95)
 
 
 @pytest.fixture(scope="module")

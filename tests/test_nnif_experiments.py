@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import small_run
 from sklearn.metrics import roc_auc_score
 
-from deepneighbors import experiments, profiles
+from deepneighbors import experiments
 from deepneighbors.errors import InputError
 from deepneighbors.experiments.nnif_detection import attacking, cases, training
 from deepneighbors.experiments.nnif_detection.tables import VIEWS
@@ -25,11 +26,8 @@ SMALL = NnifDetection(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of the small problem with a store of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
-    patch.setitem(profiles.SETTINGS["nnif_detection"], "smoke", SMALL)
-    yield experiments.Run("nnif_detection", profile="smoke", device="cpu")
-    patch.undo()
+    with small_run("nnif_detection", SMALL, tmp_path_factory.mktemp("artifacts")) as small:
+        yield small
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +115,9 @@ def test_mixed_batches_change_nothing_with_running_statistics(run):
         torch.testing.assert_close(plain[:, [case.embedding]], mixed, rtol=1e-3, atol=1e-2)
 
 
-def test_a_mode_and_the_views_may_have_fewer_images():
+def test_a_mode_and_the_views_may_have_fewer_images(tmp_path):
     fewer = replace(SMALL, fast_test=40, fast_validation=30, faithful_n=24)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(profiles.SETTINGS["nnif_detection"], "smoke", fewer)
-        capped = experiments.Run("nnif_detection", profile="smoke", device="cpu")
+    with small_run("nnif_detection", fewer, tmp_path) as capped:
         counts = [[case.images("fgsm", part) for part in ("test", "validation")] for case in cases.cases(capped)]
         views = [case.images("fgsm", "test") for case in cases.cases(capped, 20)]
     assert counts == [[40, 30], [24, 12]]

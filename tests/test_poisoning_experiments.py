@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import small_run
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -51,11 +52,8 @@ CHAPTER = base.Chapter("poisoning_ila", "Poison", EXPERIMENTS)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of the small problem with a store of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
-    patch.setitem(profiles.SETTINGS["poisoning_ila"], "smoke", SMALL)
-    yield base.Run("poisoning_ila", profile="smoke", device="cpu")
-    patch.undo()
+    with small_run("poisoning_ila", SMALL, tmp_path_factory.mktemp("artifacts")) as small:
+        yield small
 
 
 @pytest.fixture(scope="module")

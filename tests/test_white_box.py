@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from conftest import blobs, fitted
 from torch import Tensor, nn
-from torch.nn import functional
 
 from deepneighbors.attacks.classifier import draw_targets, run_attack
 from deepneighbors.attacks.cw_opt import CWOpt, anchor_distance, anchor_embeddings, deficit, logits_and_embedding
@@ -33,18 +32,10 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="module")
 def trained() -> Small:
-    x, y = blobs(240, seed=0, spread=0.5)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Small()
-    optimizer = torch.optim.Adam(network.parameters(), 0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        functional.cross_entropy(network(x), y).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    assert (network(x).argmax(1) == y).float().mean() > 0.97
-    return network.eval()
+    return fitted(network, *blobs(240, seed=0, spread=0.5), steps=60, least=0.97)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import pandas as pd
 
 from deepneighbors.paper import values
 from deepneighbors.report.notebook import NotRun
-from deepneighbors.report.tables import NOT_RUN, estimate
+from deepneighbors.report.tables import NOT_RUN, estimate, number
 from deepneighbors.results import Result
 
+_SPACE = "\N{NO-BREAK SPACE}"
 Label = tuple[str, str]  # a name in the results, and the words for it
 
 ATTACKS: tuple[Label, ...] = (
@@ -27,6 +28,9 @@ METHODS = {
     "nnif_index_approximate": "NNIF, approximate index", "neighbor_influence": "neighbour influence",
     "d_up_threshold": "threshold on D↑",
 }  # fmt: skip
+SIZES = {
+    "L2 if it won": "mean_l2", "L0": "mean_l0_all", "L1": "mean_l1_all", "L2": "mean_l2_all", "L∞": "mean_linf_all",
+}  # fmt: skip
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 CIFAR10 = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FEATURES: tuple[Label, ...] = (("r_up", "R↑"), ("d_up", "D↑"), ("r_down", "R↓"), ("d_down", "D↓"))
@@ -36,7 +40,7 @@ def matrix(
     sources: Sequence[tuple[str, Result | NotRun, str]], *, dataset: str, lines: Sequence[tuple[str, str, str]],
     attacks: Sequence[Label] = ATTACKS, metric: str = "auc", setting: str = "", in_paper: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
-    """A table as the paper prints it: a block of lines for each detector, the paper's line first, and a column an attack.
+    """A table in percent as the paper prints it: a block of lines a detector, the paper's first, and a column an attack.
 
     Parameters
     ----------
@@ -59,20 +63,47 @@ def matrix(
 
 def _paper_cell(**names: str) -> str:
     found = values.lookup(paper="cohen2020", network="thin_resnet34/faithful", **names)
-    return "-" if found is None else f"{100 * found.value:.4g}\N{NO-BREAK SPACE}%"
+    return "-" if found is None else f"{100 * found.value:.4g}"
 
 
 def _cell(result: Result | NotRun, **names: str) -> str:
+    """Percent with one decimal, its interval and n: six columns of these fit a page."""
     if isinstance(result, NotRun):
         return NOT_RUN
     table = result.table
     known = table[(table["dataset"] == names["dataset"]) & (table["network"] == names["network"])]
+    row = _row(table, **names)
+    if row is None:
+        return NOT_RUN if known.empty else "-"
+    value, low, high = (f"{100 * row[column]:.1f}" for column in ("value", "ci_low", "ci_high"))
+    return f"{value} [{low},{_SPACE}{high}] n{_SPACE}={_SPACE}{int(row['n']):,}"
+
+
+def _row(table: pd.DataFrame, **names: str) -> dict[Any, Any] | None:
     for name, value in names.items():
         table = table[table[name] == value]
     if table.empty:
-        return NOT_RUN if known.empty else "-"
+        return None
     (row,) = table.to_dict("records")
-    return estimate(row["value"], row["ci_low"], row["ci_high"], row["n"], as_percent=True)
+    return row
+
+
+def attack_sizes(sources: Sequence[tuple[str, Result | NotRun, str]], *, dataset: str) -> pd.DataFrame:
+    """Success and size of the change of each attack: a block of lines for each, one for each source as in :func:`matrix`.
+
+    ``L2 if it won`` is over the successes; the other norms are over all images that were attacked, as detectors see them.
+    """
+    rows = []
+    for attack, words in ATTACKS:
+        for title, result, mode in sources:
+            names = {"experiment": "nnif", "dataset": dataset, "network": reference(mode), "attack": attack}
+            success = _cell(result, metric="success", **names)
+            means = [
+                None if isinstance(result, NotRun) else _row(result.table, metric=metric, **names)
+                for metric in SIZES.values()
+            ]
+            rows.append([words, title, success, *("-" if mean is None else number(mean["value"]) for mean in means)])
+    return pd.DataFrame(rows, columns=["Attack", "Source", "Success %", *SIZES])
 
 
 def reference(mode: str) -> str:
