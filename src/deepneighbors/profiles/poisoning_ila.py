@@ -95,7 +95,6 @@ SETTINGS: dict[str, PoisoningIla] = {
         sweep_epochs=(1, 3),
         sweep_k=(25, 75),
         svm_norms=("l1",),
-        share_sizes=(500, 150),
         share_epochs=(8,),
         share_seeds=2,
         share_queries=200,
