@@ -105,7 +105,8 @@ def bar_heights(table: pd.DataFrame, network: str) -> dict[tuple[str, str, str],
 def roc_curves(canvas: Canvas, result: Result, mode: str, lines: Sequence[tuple[str, str, str]]) -> None:
     """Detection rate against false positives, one panel an attack; ``lines`` are (detector, layer, words)."""
     attacks = [pair for pair in ATTACKS if f"{mode}|{pair[0]}|{lines[0][0]}|{lines[0][1]}|clean" in result.arrays]
-    _, axes = canvas(2, 3, size=(7, 4.7), sharex=True, sharey=True)
+    rows = max(1, -(-len(attacks) // 3))
+    _, axes = canvas(rows, 3, size=(7, 0.4 + 2.15 * rows), sharex=True, sharey=True, squeeze=False)
     for axis, (attack, words) in zip(axes.flat, attacks, strict=False):
         for (detector, layer, _), colour, dash in zip(lines, canvas.palette * 2, ["-"] * 4 + ["--"] * 6, strict=False):
             key = f"{mode}|{attack}|{detector}|{layer}"
