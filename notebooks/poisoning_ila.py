@@ -271,24 +271,24 @@ chapter.compare(
 )
 
 # %% tags=["hide-input"]
-chapter.compare(
-    seen("mixtures")[-1],
-    headings=("Reading", "Points", "Norm", "Credibility"),
-    rows=lines(
-        seen("mixtures"),
-        lambda names, parts: (
-            (*reading(names, parts), parts["credibility"])
-            if reading(names, parts) and parts.get("credibility") in ("c_pred", "c_label") and "bin" not in parts
-            else None
-        ),
-        metrics=("mean_credibility", "max_credibility"),
-        kind="plain",
-        width=4,
+mixed = [
+    Choice(READINGS["clean"], {"norm": ""}, {"reading": "clean"}),
+    *(Choice(f"{READINGS[reading]}, {points} points", {"norm": "l1"}, {"reading": reading, "digits": "1-9", "points": points})
+      for reading in "AB" for points in ("15", "50")),
+    Choice(READINGS["C"], {"norm": "l2"}, {"reading": "C", "digits": "1-9"}),
+]  # fmt: skip
+chapter.grid(
+    matrix(
+        both("mixtures"),
+        mixed,
+        [Choice(f"{words} {credibility}", {"metric": metric}, {"credibility": credibility})
+         for credibility in ("c_pred", "c_label")
+         for metric, words in (("mean_credibility", "mean"), ("max_credibility", "max"))],
+        heading="Reading",
     ),
-    paper=PAPER,
     name="tab-poison-mixtures-credibility",
-    caption="Credibility of the same images: of the label that DkNN gives, and of the label that comes with the image.",
-)
+    caption="Credibility of the same images, digits 1 and 9 (poison of norm l1): of the label that DkNN gives (c_pred), and of the label that comes with the image (c_label).",
+)  # fmt: skip
 
 # %% tags=["hide-input"]
 mixtures_shown = shown("mixtures")
@@ -399,16 +399,19 @@ chapter.figure(
 GROUPS = {"poison": "poison", "clean": "clean training", "misclassified": "clean, misclassified"}
 
 
-def credible(names, parts):
-    kept = names["norm"] == "l1" and parts.get("part") in GROUPS and not {"bin", "trimmed"} & parts.keys()
-    return (GROUPS[parts["part"]], parts["credibility"], parts["self"]) if kept else None
-
-
-chapter.compare(
-    seen("poisoned_training")[-1],
-    paper=PAPER,
-    headings=("Points", "Credibility", "Self"),
-    rows=lines(seen("poisoned_training"), credible, metrics=("mean_credibility", "sd_credibility", "max_credibility"), kind="plain", width=3),
+MEASURES = (("mean_credibility", "mean"), ("sd_credibility", "sd"), ("max_credibility", "max"))
+chapter.grid(
+    matrix(
+        both("poisoned_training"),
+        [
+            Choice(f"{words}, {credibility}", {}, {"part": part, "credibility": credibility})
+            for part, words in GROUPS.items()
+            for credibility in ("c_pred", "c_dnn", "c_label")
+        ],
+        [Choice(f"{words}, {own}", {"metric": metric}, {"self": own}) for own in ("in", "out") for metric, words in MEASURES],
+        heading="Points",
+        norm="l1",
+    ),
     name="tab-poison-credibility",
     caption="Mean, standard deviation and maximum of each credibility, with a point among its own neighbours (in) and left out, norm l1. The report prints no numbers: *very low* variance and maximum for poison.",
 )  # fmt: skip
