@@ -52,7 +52,7 @@ from deepneighbors.report import notebook
 chapter = notebook.start("poisoning_ila", globals(), parameters=("profile", "seed", "device", "recompute"))
 
 # %% tags=["hide-cell"]
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import pandas as pd
@@ -681,9 +681,11 @@ chapter.grid(
 # ## The Intermediate Level Attack on MNIST
 #
 # Now attacks at test time. Two sources: the report's network, which is shallow, and a deep one with batch norm. Targets of
-# five architectures, trained apart, the source's own among them. Every attack has the same radius and, where it iterates, as
-# many steps: ILAP takes half for its starting attack. Its layer was *fixed* before any of these networks was trained. The
-# controls: uniform sign noise of the same radius, and ILAP with noise for a guide. MI-DI is momentum
+# five architectures, trained apart, the source's own among them. Every attack has the same radius. I-FGSM, MI-FGSM, MI-DI,
+# FIA and NAA take as many steps as ILAP with its starting attack, which takes half of them; FGSM takes one, and a random
+# guide costs no steps of its own. ILAP's layer was *fixed* before any of these networks was trained, from a few runs on
+# other networks of the same architectures; a layer chosen without any target stands beside it as *blind*. The controls:
+# uniform sign noise of the same radius, and ILAP with noise for a guide. MI-DI is momentum
 # {cite:p}`dong2018` with input diversity {cite:p}`xie2019`; FIA {cite:p}`wang2021` and NAA {cite:p}`zhang2022` use the
 # same layer, ILA++ {cite:p}`li2020` every step of the start.
 
@@ -700,9 +702,10 @@ chapter.figure(
 
 # %% tags=["hide-input"]
 TRANSFER_LINES = (
-    ("sign_noise", {}), ("random_guide", {"choice": "fixed"}), ("fgsm", {}), ("ifgsm", {}), ("ilap", {"choice": "fixed"}),
-    ("ilap", {"choice": "blind"}), ("ilaf", {"choice": "fixed"}), ("ila++", {"choice": "fixed"}), ("mifgsm", {}), ("mi_di", {}),
-    ("ilap", {"choice": "fixed", "start": "mi_di"}), ("fia", {"choice": "fixed"}), ("naa", {"choice": "fixed"}),
+    ("sign_noise", {}), ("random_guide", {"choice": "fixed"}), ("fgsm", {}), ("ifgsm", {"stage": "start"}), ("ifgsm", {}),
+    ("ilap", {"choice": "fixed"}),
+    ("ilap", {"choice": "blind"}), ("ilaf", {"choice": "fixed"}), ("ila++", {"choice": "fixed"}), ("mifgsm", {}),
+    ("mi_di", {"stage": "start"}), ("mi_di", {}), ("ilap", {"choice": "fixed", "start": "mi_di"}), ("fia", {"choice": "fixed"}), ("naa", {"choice": "fixed"}),
 )  # fmt: skip
 TARGETS = [Choice(NETWORKS[target], {"network": target}) for target in chapter.run.settings.ila_targets]
 SOURCES = chapter.run.settings.ila_sources
@@ -711,8 +714,18 @@ STRONGEST = "0.3"  # the radius that all profiles have
 
 def transfer_words(attack, more):
     """An attack in words, with how its layer was chosen and what it starts from."""
-    said = (ATTACKS[attack], f"{more['choice']} layer" if "choice" in more else "", "from MI-DI" if "start" in more else "")
+    said = (
+        ATTACKS[attack],
+        "half its steps, where ILA starts" if "stage" in more else "",
+        f"{more['choice']} layer" if "choice" in more else "",
+        "from MI-DI" if "start" in more else "",
+    )
     return ", ".join(filter(None, said))
+
+
+def targets_of(source):
+    """Columns of a table: the targets, the one like the source marked."""
+    return [replace(t, words=f"{t.words} (same kind)") if t.names["network"] == source else t for t in TARGETS]
 
 
 for source_ in SOURCES:
@@ -720,7 +733,7 @@ for source_ in SOURCES:
         matrix(
             both("transfer"),
             [Choice(transfer_words(attack, more), {"attack": attack}, {"epsilon": STRONGEST, **more}) for attack, more in TRANSFER_LINES],
-            [Choice(t.words, {"network": f"{source_}->{t.names['network']}", "metric": "transfer_success"}) for t in TARGETS]
+            [Choice(t.words, {"network": f"{source_}->{t.names['network']}", "metric": "transfer_success"}) for t in targets_of(source_)]
             + [
                 Choice("the source itself", {"network": source_, "metric": "success"}),
                 Choice("L2", {"network": source_, "metric": "mean_l2"}),
@@ -743,9 +756,9 @@ for source_ in SOURCES:
     )
 
 # %% [markdown]
-# Does ILAP beat its controls? The differences are paired by image, at a layer that was fixed beforehand. ILAP's changes are
-# longer in L2 than those of I-FGSM at equal radius, so each difference is also taken with every change shortened to the
-# length of I-FGSM's.
+# Does ILAP beat its controls? The differences are paired by image, at a layer that was fixed beforehand. ILAP's changes may
+# be longer in L2 than those of I-FGSM at equal radius, so each difference is also taken with every change shortened until
+# it is no longer than I-FGSM's on the same image.
 
 # %% tags=["hide-input"]
 for source_ in SOURCES:
@@ -753,13 +766,13 @@ for source_ in SOURCES:
         matrix(
             both("transfer"),
             [
-                Choice(f"less {words}, {choice} layer{', equal L2' if length else ''}", {},
+                Choice(f"less {words}, {choice} layer{', L2 of I-FGSM' if length else ''}", {},
                        {"epsilon": STRONGEST, "choice": choice, "minus": rival} | ({"l2": "ifgsm"} if length else {}))
                 for rival, words in ila_figures.RIVALS
                 for choice in ("fixed", "blind")
                 for length in (False, True)
             ],
-            [Choice(t.words, {"network": f"{source_}->{t.names['network']}"}) for t in TARGETS],
+            [Choice(t.words, {"network": f"{source_}->{t.names['network']}"}) for t in targets_of(source_)],
             heading="ILAP",
             attack="ilap",
             metric="difference",
@@ -772,7 +785,7 @@ for source_ in SOURCES:
 chapter.figure(
     lambda canvas: ila_figures.differences(canvas, transfer_shown.table, SOURCES, STRONGEST),
     name="fig-ila-differences",
-    caption=f"The same at the fixed layer ({chapter.source(transfer_shown)}). Hollow: equal L2.",
+    caption=f"The same at the fixed layer ({chapter.source(transfer_shown)}). Hollow: no change longer than that of I-FGSM.",
     alt="Points with intervals around a line at zero, one group a target, one mark a rival, a panel for each source.",
     needs=[transfer_shown],
 )
@@ -806,8 +819,8 @@ chapter.figure(
 # report names: the call meets an undefined name. For data sets other than its two it returns nothing from the projection,
 # and for CIFAR-10's settings it clips to $[-1, 1]$. Its radius is meant for pixels from $-1$ to $1$ of natural images, and
 # is a small fraction of what MNIST needs; its default step length fills the ball in one step. And the report's network is
-# shallow: iterated FGSM on it transfers already, and leaves ILA nothing to improve. Each reason that can be run, alone and
-# together:
+# shallow: iterated FGSM on it may transfer already, and leave ILA little to improve. Each reason that can be run, alone and
+# together; I-FGSM alone has as many steps as both stages of ILA, FGSM has one:
 
 # %% tags=["hide-input"]
 reasons = dict(ila_figures.REASONS)
@@ -824,7 +837,7 @@ chapter.compare(
     headings=("Reason", "Networks", "Radius", "Attack"),
     rows=lines(seen("why_it_failed"), reason_line, metrics=("transfer_success",), width=4),
     name="tab-ila-why",
-    caption="Transfer with the settings that work, with each of the released code's or the report's choices alone, and with all of them.",
+    caption="Transfer with the settings of this chapter, with each of the released code's or the report's choices alone, and with all of them.",
 )
 
 # %% tags=["hide-input"]
@@ -832,7 +845,7 @@ why_shown = shown("why_it_failed")
 chapter.figure(
     lambda canvas: ila_figures.reasons(canvas, why_shown.table),
     name="fig-ila-why",
-    caption=f"The same ({chapter.source(why_shown)}). ILA is worth its steps where its mark lies right of both others.",
+    caption=f"The same ({chapter.source(why_shown)}). ILAP does more than its start where its mark lies right of the start's, and more than noise at its layer where it lies right of the random guide's; FGSM, the start of two lines, has one step only.",
     alt="Points with intervals for starting attack, ILAP and random guide, one line a reason, one panel a target.",
     needs=[why_shown],
 )
@@ -841,7 +854,10 @@ chapter.figure(
 # ## What Deep kNN sees of ILA
 #
 # Two DkNNs look at the same images: the *target's*, which no attack has seen, and the *source's own*. A failed attack is no
-# adversarial example, so detection counts only images that fool the network at hand; clean images are the same digits.
+# adversarial example, so detection counts only images that fool the network at hand (n counts them; fewer than ten of a
+# seed are left out); clean images are the same digits. These are digits that all networks read correctly, so clean ones are
+# easier than test digits are, and DkNN looks for neighbours among the first training digits only (`ila_database`): compare
+# attacks with each other, not with chapter 1.
 
 # %% tags=["hide-input"]
 LOOKED = tuple(dict.fromkeys([*(f"{source_}->mnist_cnn" for source_ in SOURCES), *SOURCES]))
@@ -890,7 +906,7 @@ chapter.figure(
     lambda canvas: ila_figures.credibilities(canvas, credibility_shown, gallery_network, STRONGEST, SEEN_LINES[1:]),
     name="fig-ila-credibility",
     caption=f"Credibility of images from the deep source that fool the report's network (filled) beside that of clean digits (outline), radius {STRONGEST}, all seeds ({chapter.source(credibility_shown)}).",
-    alt="One histogram for each attack, filled, with the outline of clean digits, which are more credible.",
+    alt="One histogram for each attack, filled, with the outline of that of clean digits.",
     needs=[credibility_shown],
 )
 chapter.figure(
@@ -902,7 +918,7 @@ chapter.figure(
 )
 
 # %% [markdown]
-# Layer by layer, the neighbours of an ILA example turn from its true label to another one.
+# Layer by layer, the neighbours of a digit whose ILA example fools the network, and of that example.
 
 # %% tags=["hide-input"]
 chapter.figure(
@@ -918,7 +934,7 @@ chapter.figure(
     lambda canvas: ila_figures.true_shares(canvas, credibility_shown.table, LOOKED, STRONGEST, SEEN_LINES, FIXED_LAYERS),
     name="fig-ila-true-shares",
     caption=f"Share of neighbours that have the true label, by layer of DkNN, over all images ({chapter.source(credibility_shown)}, radius {STRONGEST}).",
-    alt="Panels of lines by layer, one line an attack; clean digits stay near one.",
+    alt="Panels of lines by layer, one line an attack and one for clean digits.",
     needs=[credibility_shown],
 )
 
@@ -941,15 +957,15 @@ chapter.figure(
 # Its first column does not fit the numbers in its own text. The growth with depth is another matter; the controls of
 # {numref}`fig-poison-controls` say how much of it a network shows that never saw the poison.
 #
-# **ILA works on MNIST with other settings.** Where the difference to a random guide excludes zero
-# ({numref}`fig-ila-differences`), the guide's direction matters and not the size of the change. That does not make ILA a
-# strong attack: the fair comparison is with I-FGSM at equal steps and with MI-DI, and it depends on the source. Without
+# **Does ILA work on MNIST?** Where the difference to a random guide excludes zero ({numref}`fig-ila-differences`), the
+# guide's direction matters, and not only the size of the change. That does not make ILA a strong attack: the fair
+# comparison is with I-FGSM at equal steps and with MI-DI, and it depends on the source. Without
 # noise and a random guide a fragile target passes for a transferring attack. A report that finds *no transfer* should first
 # rule out the radius ({numref}`fig-ila-why`).
 #
-# **For DkNN, ILA is one attack among others.** What matters is whether images that fool the network are less credible than
+# **What DkNN sees.** What matters is whether images that fool the network are less credible than
 # clean ones, and whether DkNN's own label is right; {numref}`tab-ila-dknn-deep-to-mnist-cnn` has both beside the controls,
-# and {numref}`fig-ila-detection` their fall with the radius.
+# and {numref}`fig-ila-detection` how they change with the radius.
 #
 # ## Limits
 #
@@ -958,7 +974,8 @@ chapter.figure(
 #   reading, named at each table.
 # - Poison here is made against a linear classifier, as in the report. Attacks on the CNN itself may hide better.
 # - The number of points to remove is taken from the true number of poisoned ones; a defender has to guess it.
-# - ILA's layer was fixed on other networks of the same architectures, not on the report's.
+# - ILA's *fixed* layer was chosen by transfer between other networks of the same architectures; only the *blind* one has
+#   seen no target at all. FIA and NAA, and Deep kNN, were asked at the fixed layer only.
 #
 # ## Exercises
 #

@@ -352,7 +352,7 @@ def test_reasons_keep_start_ila_and_control_apart(canvas):
     axis = canvas.figure.axes[0]
     drawn = [(float(c.lines[0].get_xdata()[0]), round(float(c.lines[0].get_ydata()[0]), 1)) for c in axis.containers]
     assert drawn == [(0.4, 0.2), (0.4, -0.8), (0.5, 0.0), (0.5, -1.0), (0.1, -0.2), (0.1, -1.2)]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["as it works", "from FGSM"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["this chapter's settings", "from FGSM"]
 
 
 def test_disturbance_marks_the_pushed_layer(canvas):

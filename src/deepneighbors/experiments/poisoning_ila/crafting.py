@@ -32,6 +32,7 @@ ATTACKS = (
     *DIGITS,
 )
 REFERENCE = "ifgsm"  # whose L2 length the matched rows have, and which ILA is compared with at as many steps
+START = "stage=start"  # of an attack whose first half ILA starts from
 VARIANTS = ("ilaf", "ila++")  # of ILAP, whose rows serve for them at matched length
 CHOICES = ("fixed", "blind")  # of the layer: before any training, and by the disturbance curves of the source
 Line = tuple[str, str, str]  # attack, layer of the source, what else tells it from others
@@ -64,7 +65,8 @@ class Budget:
 def attacks(network: nn.Module, x: Tensor, y: Tensor, budget: Budget, layers: Sequence[str], *, chosen: Sequence[str],
             fixed: str) -> Iterator[tuple[Line, Tensor]]:  # fmt: skip
     """Noise and attacks on the output; ILAP and its random control at every layer; its variants at the chosen layers; and
-    FIA and NAA at the fixed one. ILA's starting attacks are the first half of the steps of I-FGSM and of MI-DI.
+    FIA and NAA at the fixed one. ILA's starting attacks, ``stage=start``, are the first half of the steps of I-FGSM and of
+    MI-DI.
     """
     yield ("sign_noise", "", ""), sign_noise(x, budget.epsilon, seed=2 * budget.seed)
     yield ("fgsm", "", ""), IteratedFGSM(epsilon=budget.epsilon, steps=1)(network, x, y)
@@ -74,6 +76,8 @@ def attacks(network: nn.Module, x: Tensor, y: Tensor, budget: Budget, layers: Se
     yield ("mi_di", "", ""), diverse[-1]
     yield ("mifgsm", "", ""), IteratedFGSM(momentum=1.0, **budget.single)(network, x, y)
     path, diverse, noise = path[: budget.steps], diverse[budget.steps - 1], budget.random_guide(x)
+    yield (REFERENCE, "", START), path[-1]
+    yield ("mi_di", "", START), diverse
     for layer in layers:
         ilap = ILAP(layer, **budget.half)
         yield ("ilap", layer, ""), ilap(network, x, guide=path[-1]).x

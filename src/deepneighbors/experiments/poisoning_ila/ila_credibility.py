@@ -19,7 +19,7 @@ from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
 from deepneighbors.experiments.poisoning_ila import crafting, pooled, sources
 from deepneighbors.experiments.poisoning_ila.crafting import Cell
 from deepneighbors.experiments.poisoning_ila.sources import DIGITS, NETWORKS, digits_at, load_network
-from deepneighbors.results import auc_row, mean_row, statistic_row, table
+from deepneighbors.results import mean_row, table
 from deepneighbors.store import Artifact, Context, Node, Payload, stage
 from deepneighbors.training import predict_logits
 
@@ -210,18 +210,10 @@ def _detection(run: Run, clean: Mapping[int, Said], said: Mapping[int, Said], na
             more: dict[str, Any] = names | {"detector": "credibility"}
             more["setting"] = _join(names["setting"], f"credibility={kind}", f"over={over}")
             for metric, statistic in (("auc", pooled.detection_auc), ("tpr_at_fpr_5", pooled.tpr_at_fpr_5)):
-                yield from (_score_row(metric, pair, seed, more) for seed, pair in pairs.items())
+                for seed, pair in pairs.items():
+                    alone = pooled.pooled_score_row([pair], statistic, metric=metric, seed=seed, **more)
+                    yield alone | {"setting": more["setting"]}
                 yield pooled.pooled_score_row(list(pairs.values()), statistic, seed=run.seed, metric=metric, **more)
-
-
-def _score_row(metric: str, pair: tuple[np.ndarray, np.ndarray], seed: int, names: dict[str, Any]) -> dict:
-    clean, attacked = pair
-    if metric == "auc":  # the row's own AUC is of a score that is higher for clean images
-        return auc_row(-clean, -attacked, metric=metric, seed=seed, resamples=200, **names)
-    if len(attacked) == 0:
-        return statistic_row(np.nan, n=0, metric=metric, seed=seed, **names)
-    alone = pooled.pooled_score_row([pair], pooled.tpr_at_fpr_5, metric=metric, seed=seed, **names)
-    return alone | {"setting": names["setting"]}
 
 
 def _distributions(said: Mapping[int, Said], name: str) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """Means over seeds, with intervals that hold for other seeds and for other images.
 
 The hierarchical bootstrap draws seeds with replacement, and within each drawn seed its images anew (Davison & Hinkley
-1997, section 3.8). The value is the mean of the seeds' values, each seed counting the same. With five seeds the percentile
-interval is somewhat too narrow; the rows of single seeds stand beside it.
+1997, section 3.8). The value is the mean of the seeds' values, each seed counting the same. Percentiles of so few seeds are
+too narrow: drawing k seeds has (k - 1) / k of their variance, and the normal quantile stands where Student's t belongs. So
+both ends are moved away from the value by t / z * sqrt(k / (k - 1)), 1.58 for five seeds, within the range of the numbers.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from deepneighbors.attacks.detector_evasion import threshold_at_fpr
 from deepneighbors.intervals import LEVEL, sample_of, wilson_interval
@@ -18,6 +20,7 @@ from deepneighbors.results import NO_INTERVAL, statistic_row
 
 Statistic = Callable[[NDArray, NDArray], float]
 _FEW = 16  # levels up to which a resample is one draw of their counts
+LEAST = 10  # attacked scores that a seed needs for its statistic to count
 
 
 def hierarchical_interval(groups: Sequence[ArrayLike], *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -33,7 +36,8 @@ def hierarchical_interval(groups: Sequence[ArrayLike], *, resamples: int = 1000,
         return wilson_interval(int(everything.sum()), everything.size)  # a bootstrap of equal values has no width
     generator = np.random.default_rng(seed)
     draws = np.stack([_means(sample, resamples, generator) for sample in samples])
-    return _over_seeds(draws, float(np.mean([sample.mean() for sample in samples])), generator)
+    limits = (float(everything.min()), float(everything.max()))
+    return _over_seeds(draws, float(np.mean([sample.mean() for sample in samples])), limits, generator)
 
 
 def _means(sample: NDArray, resamples: int, generator: np.random.Generator) -> NDArray:
@@ -44,13 +48,23 @@ def _means(sample: NDArray, resamples: int, generator: np.random.Generator) -> N
     return sample[generator.integers(sample.size, size=(resamples, sample.size))].mean(1)
 
 
-def _over_seeds(draws: NDArray, value: float, generator: np.random.Generator) -> tuple[float, float]:
-    """Percentiles of means over drawn seeds, from values ``(seeds, resamples)`` for drawn images of each seed."""
+def _over_seeds(draws: NDArray, value: float, limits: tuple[float, float], generator: np.random.Generator
+                ) -> tuple[float, float]:  # fmt: skip
+    """Widened percentiles of means over drawn seeds, from values ``(seeds, resamples)`` for drawn images of each seed."""
     seeds, resamples = draws.shape
     chosen = generator.integers(seeds, size=(resamples, seeds))
     means = draws[chosen, generator.integers(resamples, size=(resamples, seeds))].mean(1)
     low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return min(float(low), value), max(float(high), value)
+    wider = _widening(seeds)
+    ends = (value - wider * max(0.0, value - float(low)), value + wider * max(0.0, float(high) - value))
+    return max(ends[0], min(limits[0], value)), min(ends[1], max(limits[1], value))
+
+
+def _widening(seeds: int) -> float:
+    if seeds == 1:
+        return 1.0  # of one seed the interval speaks of its images alone
+    tail = (1 + LEVEL) / 2
+    return float(stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail)) * math.sqrt(seeds / (seeds - 1))
 
 
 def pooled_mean_row(groups: Sequence[ArrayLike], *, setting: str = "", seed: int = 0, **names: str) -> dict[str, Any]:
@@ -71,13 +85,16 @@ def pooled_mean_row(groups: Sequence[ArrayLike], *, setting: str = "", seed: int
 
 def pooled_score_row(pairs: Sequence[tuple[NDArray, NDArray]], statistic: Statistic, *, setting: str = "", seed: int = 0,
                      resamples: int = 200, **names: str) -> dict[str, Any]:  # fmt: skip
-    """The mean over seeds of a statistic of clean and attacked scores; images of both are drawn apart.
+    """The mean over seeds of a statistic in [0, 1] of clean and attacked scores; images of both are drawn apart.
+
+    The row's n counts attacked scores, of which there may be few where only those that fool the network count.
 
     Args:
-        pairs: clean and attacked scores of each seed, higher for attacked; a seed without attacked ones is left out.
+        pairs: clean and attacked scores of each seed, higher for attacked; a seed with fewer than 10 attacked ones is left
+            out.
         statistic: for example :func:`detection_auc` or :func:`tpr_at_fpr_5`.
     """
-    kept = [(clean, other) for clean, other in pairs if len(clean) and len(other)]
+    kept = [(clean, other) for clean, other in pairs if len(clean) and len(other) >= LEAST]
     names["setting"] = over_seeds(setting)
     if not kept:
         return statistic_row(math.nan, n=0, ci=NO_INTERVAL, seed=seed, **names)
@@ -88,8 +105,8 @@ def pooled_score_row(pairs: Sequence[tuple[NDArray, NDArray]], statistic: Statis
 
     draws = np.array([[resampled(*pair) for _ in range(resamples)] for pair in kept])
     value = float(np.mean([statistic(*pair) for pair in kept]))
-    count = sum(len(clean) + len(other) for clean, other in kept)
-    return statistic_row(value, n=count, ci=_over_seeds(draws, value, generator), seed=seed, **names)
+    count = sum(len(other) for _, other in kept)
+    return statistic_row(value, n=count, ci=_over_seeds(draws, value, (0.0, 1.0), generator), seed=seed, **names)
 
 
 def over_seeds(setting: str) -> str:

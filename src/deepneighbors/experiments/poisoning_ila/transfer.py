@@ -2,7 +2,8 @@
 
 Rows of one seed have its number; rows over all seeds have the run's, and a setting that ends in ``seeds=all``. A row of
 an attack at a layer that was chosen beforehand says how in its setting: ``choice=fixed`` or ``choice=blind``; over seeds
-whose blind choices differ, its ``layer`` is empty. ``l2=ifgsm``: every change is shortened to that of I-FGSM, by image.
+whose blind choices differ, its ``layer`` is empty. ``stage=start``: what ILA starts from. ``l2=ifgsm``: each change is
+shortened until it is no longer than that of I-FGSM on the same image.
 """
 
 from collections import Counter
@@ -13,13 +14,14 @@ import numpy as np
 
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
 from deepneighbors.experiments.poisoning_ila import crafting, pooled, sources
-from deepneighbors.experiments.poisoning_ila.crafting import CHOICES, REFERENCE, VARIANTS, Cell, Crafted, Line
+from deepneighbors.experiments.poisoning_ila.crafting import CHOICES, REFERENCE, START, VARIANTS, Cell, Crafted, Line
 from deepneighbors.intervals import wilson_interval
 from deepneighbors.results import mean_row, statistic_row, table
 from deepneighbors.store import Artifact
 
 USES = tuple(module.__name__ for module in (crafting, pooled, sources))
 NAMES: dict[str, str] = {"experiment": "ila"}
+STARTS = (REFERENCE, "mi_di")  # what ILA starts from, after half of their steps
 PLAIN = ("sign_noise", "fgsm", REFERENCE, "mifgsm", "mi_di")
 CHOSEN = (("ilap", ""), ("random_guide", ""), ("ilaf", ""), ("ila++", ""), ("ilap", "start=mi_di"), ("fia", ""), ("naa", ""))
 # What ILAP at a chosen layer is compared with, image by image: the same layer's random guide, and attacks of equal steps.
@@ -72,6 +74,9 @@ def _cell_rows(run: Run, source: str, epsilon: float, crafted: Mapping[int, Craf
         if name in ("ilap", "random_guide") and not more:
             lines: dict[int, Line] = dict.fromkeys(crafted, (name, layer, more))
             rows += _line_rows(run, source, crafted, lines, {"attack": name, "layer": layer, "setting": setting})
+    for name in STARTS:
+        names = {"attack": name, "setting": _join(setting, START)}
+        rows += _line_rows(run, source, crafted, dict.fromkeys(crafted, (name, "", START)), names, single=True)
     for length in ("", f"l2={REFERENCE}"):
         for name in PLAIN:
             names = {"attack": name, "setting": _join(setting, length)}
