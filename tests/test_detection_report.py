@@ -44,11 +44,16 @@ def test_a_matrix_has_the_papers_number_and_ours_in_the_column_of_the_attack(kno
 
 def test_attack_sizes_have_the_share_of_successes_and_the_means():
     names = NAMES | {"layer": ""}
-    rows = [mean_row([1, 1, 0, 1], metric="success", **names), mean_row([0.25, 0.75], metric="mean_l2", **names)]
+    rows = [
+        mean_row([1, 1, 0, 1], metric="success", **names),
+        mean_row([1, 0, 0, 1], metric="target_rate", **names),
+        mean_row([0.25, 0.75], metric="mean_l2", **names),
+    ]
     frame = attack_sizes([("ours", result(rows), "clean"), ("none", NotRun("attacks"), "clean")], dataset="cifar10")
     ours, none = (frame[(frame["Attack"] == "CW") & (frame["Source"] == source)].iloc[0] for source in ("ours", "none"))
-    assert ours["Success %"].startswith("75.0 [") and ours["L2 if it won"] == "0.500" and ours["L0"] == "-"
-    assert none["Success %"] == NOT_RUN and none["L2 if it won"] == "-"
+    assert ours["Label changed %"].startswith("75.0 [") and ours["Target hit %"].startswith("50.0 [")
+    assert ours["L2 if changed"] == "0.500" and ours["L0"] == "-"
+    assert none["Label changed %"] == NOT_RUN and none["L2 if changed"] == "-"
     assert len(frame) == 12
 
 
@@ -64,7 +69,7 @@ def test_what_was_chosen_and_what_a_method_costs(known):
     frame = chosen(known, "clean")
     assert frame.to_numpy().tolist() == [["NNIF", "embedding", "-", "-", "-", "50", "-", "-"]]
     (line,) = by_method(known, "clean").to_numpy().tolist()
-    assert line[:3] == ["NNIF", "-", "CW"] and line[5] == "2" and line[6].startswith("80.0")
+    assert line[:3] == ["NNIF", "-", "CW"] and line[6] == "2" and line[7].startswith("80.0")
     assert chosen(NotRun("detection"), "clean").empty and by_method(NotRun("fast"), "clean").to_numpy().tolist() == [
         [NOT_RUN]
     ]

@@ -160,23 +160,31 @@ def estimators(canvas: Canvas, table: pd.DataFrame, network: str, lines: Sequenc
     axes[0].legend(fontsize=6.5)
 
 
-def views(canvas: Canvas, plain: pd.DataFrame, other: pd.DataFrame, attack: str, network: str) -> None:
-    """AUC of each detector on one attack as it is, after 8-bit rounding, in mixed batches, and one image at a time."""
-    _, axis = canvas(size=(7, 3))
-    settings = (("", "plain"), ("rounded", "rounded to 8 bits"), ("mixed", "mixed batches"), ("single", "one at a time"))
+def views(canvas: Canvas, table: pd.DataFrame, attack: str, panels: Sequence[tuple[str, str]]) -> None:
+    """AUC of each detector on one attack as it is, after 8-bit rounding, in mixed batches, and one image at a time.
+
+    ``panels`` are (title, network).
+    """
+    _, axes = canvas(len(panels), 1, size=(7, 2.3 * len(panels) + 0.7), sharex=True, squeeze=False)
+    settings = (
+        ("plain", "plain"),
+        ("rounded", "rounded to 8 bits"),
+        ("mixed", "mixed batches"),
+        ("single", "one at a time"),
+    )
     lines = [*DETECTORS, *CONTROLS]
     shifts = (-0.24, -0.08, 0.08, 0.24)
-    for (setting, words), colour, marker, shift in zip(settings, canvas.palette, "osD^", shifts, strict=False):
-        table = plain if setting == "" else other
-        chosen = table[
-            (table["attack"] == attack) & (table["metric"] == "auc") & (table["setting"] == setting)
-            & (table["network"] == network) & (table["layer"] == "embedding")
-        ].set_index("detector")  # fmt: skip
-        found = [(i, chosen.loc[name]) for i, (name, _) in enumerate(lines) if name in chosen.index]
-        value, low, high = (np.array([float(row[key]) for _, row in found]) for key in ("value", "ci_low", "ci_high"))
-        axis.errorbar([i + shift for i, _ in found], value, yerr=np.nan_to_num([value - low, high - value]), ls="",
-                      marker=marker, ms=4, capsize=2, color=colour, label=words)  # fmt: skip
-    axis.axhline(0.5, color=canvas.muted, lw=0.7)
-    axis.set(ylabel="AUC", ylim=(0.3, 1.02))
-    axis.set_xticks(range(len(lines)), labels=[words for _, words in lines], rotation=35, ha="right", fontsize=7)
-    axis.legend(fontsize=7, ncols=4, loc="lower left")
+    for axis, (title, network) in zip(axes[:, 0], panels, strict=True):
+        for (setting, words), colour, marker, shift in zip(settings, canvas.palette, "osD^", shifts, strict=False):
+            chosen = table[
+                (table["attack"] == attack) & (table["metric"] == "auc") & (table["setting"] == setting)
+                & (table["network"] == network) & (table["layer"] == "embedding")
+            ].set_index("detector")  # fmt: skip
+            found = [(i, chosen.loc[name]) for i, (name, _) in enumerate(lines) if name in chosen.index]
+            value, low, high = (np.array([float(row[key]) for _, row in found]) for key in ("value", "ci_low", "ci_high"))
+            axis.errorbar([i + shift for i, _ in found], value, yerr=np.nan_to_num([value - low, high - value]), ls="",
+                          marker=marker, ms=4, capsize=2, color=colour, label=words)  # fmt: skip
+        axis.axhline(0.5, color=canvas.muted, lw=0.7)
+        axis.set(ylabel="AUC", ylim=(0.3, 1.02), title=title)
+        axis.set_xticks(range(len(lines)), labels=[words for _, words in lines], rotation=35, ha="right", fontsize=7)
+    axes[0, 0].legend(fontsize=7, ncols=4, loc="lower left")

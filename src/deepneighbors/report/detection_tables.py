@@ -29,7 +29,7 @@ METHODS = {
     "d_up_threshold": "threshold on D↑",
 }  # fmt: skip
 SIZES = {
-    "L2 if it won": "mean_l2", "L0": "mean_l0_all", "L1": "mean_l1_all", "L2": "mean_l2_all", "L∞": "mean_linf_all",
+    "L2 if changed": "mean_l2", "L0": "mean_l0_all", "L1": "mean_l1_all", "L2": "mean_l2_all", "L∞": "mean_linf_all",
 }  # fmt: skip
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 CIFAR10 = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -89,21 +89,21 @@ def _row(table: pd.DataFrame, **names: str) -> dict[Any, Any] | None:
 
 
 def attack_sizes(sources: Sequence[tuple[str, Result | NotRun, str]], *, dataset: str) -> pd.DataFrame:
-    """Success and size of the change of each attack: a block of lines for each, one for each source as in :func:`matrix`.
+    """How often an attack changes the label and hits its target, and the mean size of its change, as in `matrix`.
 
-    ``L2 if it won`` is over the successes; the other norms are over all images that were attacked, as detectors see them.
+    ``L2 if changed`` is over images whose label has changed; the other norms are over all, as detectors see them.
     """
     rows = []
     for attack, words in ATTACKS:
         for title, result, mode in sources:
             names = {"experiment": "nnif", "dataset": dataset, "network": reference(mode), "attack": attack}
-            success = _cell(result, metric="success", **names)
             means = [
                 None if isinstance(result, NotRun) else _row(result.table, metric=metric, **names)
                 for metric in SIZES.values()
             ]
-            rows.append([words, title, success, *("-" if mean is None else number(mean["value"]) for mean in means)])
-    return pd.DataFrame(rows, columns=["Attack", "Source", "Success %", *SIZES])
+            cells = (_cell(result, metric=metric, **names) for metric in ("success", "target_rate"))
+            rows.append([words, title, *cells, *("-" if mean is None else number(mean["value"]) for mean in means)])
+    return pd.DataFrame(rows, columns=["Attack", "Source", "Label changed %", "Target hit %", *SIZES])
 
 
 def reference(mode: str) -> str:
@@ -139,10 +139,11 @@ def by_method(result: Result | NotRun, mode: str) -> pd.DataFrame:
             names = {"detector": detector, "setting": setting, "attack": attack}
             mine = table[(table[list(names)] == pd.Series(names)).all(axis=1)].set_index("metric")
             if len(mine):
-                cells = [_shown(mine, metric) for metric in ("auc", "tpr_at_fpr_5", "recall")]
+                cells = [_shown(mine, metric) for metric in ("auc", "tpr_at_fpr_5", "false_positive_rate", "recall")]
                 spent = f"{1e3 * mine.loc['seconds_per_query', 'value']:.3g}"
-                rows.append([METHODS.get(detector, detector), setting or "-", words, *cells[:2], spent, cells[2]])
-    return pd.DataFrame(rows, columns=["Method", "Setting", "Attack", "AUC", "Detected at 5 %", "ms an image", "Recall"])
+                rows.append([METHODS.get(detector, detector), setting or "-", words, *cells[:3], spent, cells[3]])
+    columns = ["Method", "Setting", "Attack", "AUC", "Detected", "False positives", "ms an image", "Recall"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _shown(rows: pd.DataFrame, metric: str) -> str:

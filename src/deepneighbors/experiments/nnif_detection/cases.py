@@ -86,7 +86,7 @@ class Case:
     def features(self, detector: str, attack: str, part: str, shown: str, view: str = "plain") -> Node:
         """Features of the images that an attack has worked on, before (``shown`` is clean) or after it (attacked).
 
-        All layers where images come as they are, the embedding in other views.
+        All layers where images come as they are (``plain``), the embedding in other views; ``embedding`` is plain as well.
         """
         s = self.settings
         grids = {"dknn": s.dknn_k, "lid": s.lid_k, "mahalanobis": s.epsilons}
@@ -96,7 +96,7 @@ class Case:
             "images": self.images(attack, part), "grid": grids.get(detector, ()), "shown": shown,
             "layers": "all" if detector in LAYERED and view == "plain" else "embedding",
             # Rounding changes no clean image: it is stored in 8 bits already.
-            "view": "plain" if (view, shown) == ("rounded", "clean") else view,
+            "view": "plain" if view == "embedding" or (view, shown) == ("rounded", "clean") else view,
         }  # fmt: skip
         if detector == "dknn":
             config["calibration"] = self.images(attack, "validation")

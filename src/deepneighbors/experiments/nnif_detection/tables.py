@@ -13,6 +13,7 @@ from deepneighbors.store import Artifact
 MASKS = tuple(f"{mask:04b}" for mask in range(1, 16))  # R_up, D_up, R_down, D_down; table 2 of the paper
 # How images come to a detector; LID computes its activations in minibatches of its own, so one at a time means nothing.
 VIEWS = {
+    "plain": (*DETECTORS, *CONTROLS),
     "rounded": (*DETECTORS, *CONTROLS),
     "mixed": DETECTORS,
     "single": ("dknn", "mahalanobis", "nnif"),
@@ -37,7 +38,8 @@ def _attack_nodes(run: Run) -> Nodes:
 def _attack_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
     """Accuracy of the network, and success and size of each attack on the test images that the network has right.
 
-    Sizes are over all those images, as detectors see them, failures included; ``mean_l2`` over the successes.
+    Success is another label, as the released code counts it; ``target_rate``, the attack's own aim, the target where it has
+    one. Sizes are over all those images, as detectors see them, failures included; ``mean_l2`` over the successes.
     """
     rows: list[dict] = []
     arrays: dict[str, np.ndarray] = {}
@@ -50,8 +52,9 @@ def _attack_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
         for attack in run.settings.attacks:
             known = _right(case, attack, found)
             names = case.names(attack=attack)
-            won = known["success"].astype(bool)
+            won = known["success"]
             rows.append(mean_row(won, metric="success", **names))
+            rows.append(mean_row(known["aim"], metric="target_rate", **names))
             rows.append(mean_row(known["l2"][won], metric="mean_l2", **names))
             for norm in ("l0", "l1", "l2", "linf"):
                 rows.append(mean_row(known[norm], metric=f"mean_{norm}_all", **names))
@@ -66,7 +69,8 @@ def _right(case: Case, attack: str, found: Mapping[str, Artifact]) -> dict[str, 
     arrays = {key: np.concatenate([tensors[key].numpy() for tensors in parts]) for key in parts[0] if key != "x"}
     labels = images_of(case.data).y["test"][: case.images(attack, "test")].numpy()
     right = arrays["clean"] == labels
-    return {key: array[right] for key, array in (arrays | {"y": labels}).items()}
+    known = {key: array[right] for key, array in (arrays | {"y": labels}).items()}
+    return known | {"success": known["predictions"] != known["y"], "aim": known["success"].astype(bool)}
 
 
 def _detection_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
@@ -97,7 +101,7 @@ def _detection_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
         key = f"{case.mode}|{attack}|{detector}|{layer}"
         names = {"attack": attack, "detector": detector, "layer": layer}
         clean, attacked = scores_of(found[key])
-        won = _right(case, attack, found)["success"].astype(bool)
+        won = _right(case, attack, found)["success"]
         rows += case.rows((clean, attacked), **names)
         rows += case.rows((clean, attacked[won]), **names, setting="successful")
         chosen = float(found[key].values["chosen"])
@@ -158,13 +162,15 @@ def _view_lines(run: Run) -> Iterator[tuple[Case, str, str, str]]:
 
 def _view_nodes(run: Run) -> Nodes:
     return {
-        f"{case.mode}|{attack}|{detector}|{view}": case.detected(detector, "embedding", attack, view=view)
+        f"{case.mode}|{attack}|{detector}|{view}": case.detected(
+            detector, "embedding", attack, view="embedding" if view == "plain" else view
+        )
         for case, attack, detector, view in _view_lines(run)
     }
 
 
 def _view_summary(run: Run, found: Mapping[str, Artifact]) -> Summary:
-    """What is left of each detector when images come to it in another way, in learning and in the test."""
+    """What is left of each detector when images come to it in another way, in learning and in the test; ``plain`` first."""
     rows = []
     for case, attack, detector, view in _view_lines(run):
         names = {"attack": attack, "detector": detector, "layer": "embedding", "setting": view}

@@ -74,12 +74,13 @@ def _adaptive_rows(case: Case, found: Mapping[str, Artifact]) -> tuple[list[dict
 
 
 def _successes(case: Case, attack: str, found: Mapping[str, Artifact]) -> tuple[np.ndarray, np.ndarray]:
-    """Success and L2 norm on the test images that the network has right before the attack."""
+    """Whether the label has changed, and the L2 norm, of the test images that the network has right before the attack."""
     count = len(case.attacked(attack, "test"))
     parts = [found[f"{case.mode}|{attack}#{i}"].tensors for i in range(count)]
-    clean, won, sizes = (np.concatenate([part[key].numpy() for part in parts]) for key in ("clean", "success", "l2"))
-    right = clean == images_of(case.data).y["test"][: len(clean)].numpy()
-    return won[right].astype(bool), sizes[right]
+    clean, said, sizes = (np.concatenate([part[key].numpy() for part in parts]) for key in ("clean", "predictions", "l2"))
+    labels = images_of(case.data).y["test"][: len(clean)].numpy()
+    right = clean == labels
+    return (said != labels)[right], sizes[right]
 
 
 WHITE_BOX = Experiment("white_box", _nodes, _summary)
