@@ -8,7 +8,16 @@ import pytest
 
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures, detection_tables
-from deepneighbors.report.detection_tables import NOT_RUN, attack_sizes, by_method, chosen, matrix, reference, unlike
+from deepneighbors.report.detection_tables import (
+    NOT_RUN,
+    ablation,
+    attack_sizes,
+    by_method,
+    chosen,
+    matrix,
+    reference,
+    unlike,
+)
 from deepneighbors.report.figures import Canvas
 from deepneighbors.report.notebook import NotRun
 from deepneighbors.results import Result, auc_row, mean_row, statistic_row, table
@@ -55,6 +64,16 @@ def test_attack_sizes_have_the_share_of_successes_and_the_means():
     assert ours["L2 if changed"] == "0.500" and ours["L0"] == "-"
     assert none["Label changed %"] == NOT_RUN and none["L2 if changed"] == "-"
     assert len(frame) == 12
+
+
+def test_the_ablation_has_a_line_a_choice_and_the_papers_number_beside_ours():
+    clean, attacked = np.array([0.9, 0.8, 0.7, 0.2]), np.array([0.1, 0.3, 0.6, 0.1])
+    names = NAMES | {"attack": "deepfool", "detector": "nnif", "setting": "features=0110"}
+    ours = result([auc_row(clean, attacked, metric="auc", **names), mean_row([1, 1, 1, 0], metric="accuracy", **names)])
+    frame = ablation([("full", ours, "clean")], dataset="cifar10", in_paper=True).set_index("Features")
+    assert len(frame) == 15 and frame.loc["D↑ R↓"].tolist()[0::2] == ["99.79", "99.29"]
+    assert frame.loc["D↑ R↓", "AUC, full"].startswith("87.5 [") and frame.loc["D↑ R↓", "accuracy, full"].startswith("75.0 [")
+    assert frame.loc["R↑", "AUC, full"] == "-"
 
 
 def test_another_data_set_or_no_result_is_not_run(known):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from deepneighbors.experiments.nnif_detection.tables import MASKS
 from deepneighbors.paper import values
 from deepneighbors.report.notebook import NotRun
 from deepneighbors.report.tables import NOT_RUN, estimate, number
@@ -104,6 +105,26 @@ def attack_sizes(sources: Sequence[tuple[str, Result | NotRun, str]], *, dataset
             cells = (_cell(result, metric=metric, **names) for metric in ("success", "target_rate"))
             rows.append([words, title, *cells, *("-" if mean is None else number(mean["value"]) for mean in means)])
     return pd.DataFrame(rows, columns=["Attack", "Source", "Label changed %", "Target hit %", *SIZES])
+
+
+def ablation(sources: Sequence[tuple[str, Result | NotRun, str]], *, dataset: str, in_paper: bool) -> pd.DataFrame:
+    """NNIF on DeepFool at the embedding in percent: a line a choice of features; AUC, then accuracy, a column a source."""
+    rows = []
+    for mask in MASKS:
+        names = {"experiment": "nnif", "dataset": dataset, "attack": "deepfool", "detector": "nnif", "layer": "embedding"}
+        names["setting"] = f"features={mask}"
+        cells = []
+        for metric in ("auc", "accuracy"):
+            cells += [_paper_cell(metric=metric, **names)] if in_paper else []
+            cells += [_cell(result, metric=metric, network=reference(mode), **names) for _, result, mode in sources]
+        rows.append([chosen_features(mask), *cells])
+    titles = [*(["paper"] if in_paper else []), *(title for title, _, _ in sources)]
+    return pd.DataFrame(rows, columns=["Features", *(f"{words}, {t}" for words in ("AUC", "accuracy") for t in titles)])
+
+
+def chosen_features(mask: str) -> str:
+    """``0110`` as ``D↑ R↓``."""
+    return " ".join(words for digit, (_, words) in zip(mask, FEATURES, strict=True) if digit == "1")
 
 
 def reference(mode: str) -> str:
