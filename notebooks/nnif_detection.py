@@ -583,9 +583,9 @@ chapter.grid(
 # ## What we think
 #
 # **The ranking does not hold in clean mode.** On CIFAR-10 NNIF detects PGD best of the four detectors with features of all
-# layers, but Deep kNN detects DeepFool better and Mahalanobis CW ({numref}`tab-nnif-detection-cifar10`). The margin between
-# the two largest logits, which needs no training image, detects DeepFool better than all four
-# ({numref}`tab-nnif-controls-cifar10`): a minimal perturbation ends at the border.
+# layers, but Deep kNN detects DeepFool better, Mahalanobis JSMA, and CW and EAD at least as well
+# ({numref}`tab-nnif-detection-cifar10`). The margin between the two largest logits, which needs no training image, detects
+# DeepFool better than all four ({numref}`tab-nnif-controls-cifar10`): a minimal perturbation ends at the border.
 #
 # **Influence is not needed.** At the embedding the nearest images of the predicted class in place of the helpful ones detect
 # each attack at least as well as NNIF, and random images of that class detect all but PGD better.
@@ -596,8 +596,8 @@ chapter.grid(
 # embeddings. Near the border the residual asks for more of the predicted label, and images of that class help. A confident
 # clean image is past its smoothed target: its residual has the other sign, images that lower its confidence help, and hard
 # images of its own class are the most harmful ({numref}`fig-nnif-examples`, the clean car). The control without smoothing
-# in the loss tests this reading: it recovers most of what NNIF loses at the embedding, on every attack. It comes level with
-# random images of the class and not above the nearest ones.
+# in the loss tests this reading: on every attack it recovers more than half of what NNIF at the embedding is behind the
+# nearest images of the class, and it does not pass them.
 #
 # **The faithful mode does not bring the paper's numbers back.** The code compares test images with a tenth of the training
 # images and multiplies ranks to make up for it, but keeps M: among a tenth as many images the M most helpful reach ten
