@@ -88,7 +88,7 @@ def test_what_was_chosen_and_what_a_method_costs(known):
     frame = chosen(known, "clean")
     assert frame.to_numpy().tolist() == [["NNIF", "embedding", "-", "-", "-", "50", "-", "-"]]
     (line,) = by_method(known, "clean").to_numpy().tolist()
-    assert line[:3] == ["NNIF", "-", "CW"] and line[6] == "2" and line[7].startswith("80.0")
+    assert line[:3] == ["NNIF", "-", "CW"] and line[6:8] == ["2", "-"] and line[8].startswith("80.0")
     assert chosen(NotRun("detection"), "clean").empty and by_method(NotRun("fast"), "clean").to_numpy().tolist() == [
         [NOT_RUN]
     ]

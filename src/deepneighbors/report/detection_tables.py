@@ -162,8 +162,10 @@ def by_method(result: Result | NotRun, mode: str) -> pd.DataFrame:
             if len(mine):
                 cells = [_shown(mine, metric) for metric in ("auc", "tpr_at_fpr_5", "false_positive_rate", "recall")]
                 spent = f"{1e3 * mine.loc['seconds_per_query', 'value']:.3g}"
-                rows.append([METHODS.get(detector, detector), setting or "-", words, *cells[:3], spent, cells[3]])
-    columns = ["Method", "Setting", "Attack", "AUC", "Detected", "False positives", "ms an image", "Recall"]
+                ready = _row(table, detector=detector, setting=setting, metric="preparation_seconds")
+                prepared = "-" if ready is None else f"{ready['value']:.3g}"
+                rows.append([METHODS.get(detector, detector), setting or "-", words, *cells[:3], spent, prepared, cells[3]])
+    columns = ["Method", "Setting", "Attack", "AUC", "Detected", "False positives", "ms an image", "s to prepare", "Recall"]
     return pd.DataFrame(rows, columns=columns)
 
 
