@@ -600,8 +600,9 @@ chapter.grid(
 # nearest images of the class, and it does not pass them.
 #
 # **It can be fast.** Averaging what influences the nearest training images, computed once, detects DeepFool as well as NNIF
-# with the same M at about a hundredth of the time an image ({numref}`tab-nnif-fast-cifar10`); an approximate index that
-# misses a fifth of the extremes loses nothing. A threshold on D↑ alone fails, since D↑ points the other way here.
+# with the same M, and FGSM less well, at about a hundredth of the time an image ({numref}`tab-nnif-fast-cifar10`). An
+# approximate index that misses a fifth of the extremes loses nothing, and at this size gains no time over a matrix product.
+# A threshold on D↑ alone fails, since D↑ points the other way here.
 #
 # **The faithful mode does not bring the paper's numbers back.** The code compares test images with a tenth of the training
 # images and multiplies ranks to make up for it, but keeps M: among a tenth as many images the M most helpful reach ten
