@@ -609,6 +609,8 @@ chapter.grid(
 # times as deep. The regression has learned from validation images, which are compared with all of them, and meets features
 # of another M, at worst with the other sign. Detectors that see the same training images in both parts have no such fault.
 # That the paper's scores, through all parameters, behave otherwise cannot be excluded here.
+# And a detector of this mode needs a batch: of images that come one at a time it tells next to nothing
+# ({numref}`fig-nnif-views`), since the batch statistics of one image are not those that the network was trained with.
 #
 # A detector that is tuned on the very attack that it then meets, with failed attacks counted as hits or misses by chance,
 # measures the attack as much as the detector. The cheapest control, pixels off the grid of 1/255, needs no network and
