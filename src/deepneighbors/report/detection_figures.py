@@ -89,7 +89,7 @@ def bars(canvas: Canvas, panels: Sequence[tuple[str, Mapping[tuple[str, str, str
                              hatch="////", lw=0.6)  # fmt: skip
                 elif solid is not None and all_layers is not None:
                     axis.plot([place - width / 2, place + width / 2], [all_layers] * 2, color=canvas.ink, lw=1.2)
-        axis.set(ylim=(0.4, 1.01), ylabel="AUC", title=title)
+        axis.set(ylim=(0, 1.01), ylabel="AUC", title=title)
         axis.axhline(0.5, color=canvas.muted, lw=0.6)
         axis.set_xticks(range(len(ATTACKS)), labels=[words for _, words in ATTACKS])
     keys = [Patch(color=colour, label=words) for (_, words), colour in zip(DETECTORS, canvas.palette, strict=False)]
@@ -185,6 +185,6 @@ def views(canvas: Canvas, table: pd.DataFrame, attack: str, panels: Sequence[tup
             axis.errorbar([i + shift for i, _ in found], value, yerr=np.nan_to_num([value - low, high - value]), ls="",
                           marker=marker, ms=4, capsize=2, color=colour, label=words)  # fmt: skip
         axis.axhline(0.5, color=canvas.muted, lw=0.7)
-        axis.set(ylabel="AUC", ylim=(0.3, 1.02), title=title)
+        axis.set(ylabel="AUC", ylim=(0, 1.02), title=title)
         axis.set_xticks(range(len(lines)), labels=[words for _, words in lines], rotation=35, ha="right", fontsize=7)
     axes[0, 0].legend(fontsize=7, ncols=4, loc="lower left")
