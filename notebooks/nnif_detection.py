@@ -583,7 +583,7 @@ chapter.grid(
 # ## What we think
 #
 # **The ranking does not hold in clean mode.** On CIFAR-10 NNIF detects PGD best of the four detectors with features of all
-# layers, but Deep kNN detects DeepFool better, Mahalanobis JSMA, and CW and EAD at least as well
+# layers, but Deep kNN detects DeepFool better, and Mahalanobis detects JSMA better and CW and EAD at least as well
 # ({numref}`tab-nnif-detection-cifar10`). The margin between the two largest logits, which needs no training image, detects
 # DeepFool better than all four ({numref}`tab-nnif-controls-cifar10`): a minimal perturbation ends at the border.
 #
@@ -597,14 +597,14 @@ chapter.grid(
 # clean image is past its smoothed target: its residual has the other sign, images that lower its confidence help, and hard
 # images of its own class are the most harmful ({numref}`fig-nnif-examples`, the clean car). The control without smoothing
 # in the loss tests this reading: on every attack it recovers more than half of what NNIF at the embedding is behind the
-# nearest images of the class, and it does not pass them.
+# nearest images of the class, and on none it passes them beyond the intervals.
 #
 # **It can be fast.** Averaging what influences the nearest training images, computed once, detects DeepFool as well as NNIF
 # with the same M, and FGSM less well, at about a hundredth of the time an image ({numref}`tab-nnif-fast-cifar10`). An
 # approximate index that misses a fifth of the extremes loses nothing, and at this size gains no time over a matrix product.
 # A threshold on D↑ alone fails, since D↑ points the other way here.
 #
-# **The faithful mode does not bring the paper's numbers back.** The code compares test images with a tenth of the training
+# **The faithful mode does not bring the paper's numbers back.** A likely reason: the code compares test images with a tenth of the training
 # images and multiplies ranks to make up for it, but keeps M: among a tenth as many images the M most helpful reach ten
 # times as deep. The regression has learned from validation images, which are compared with all of them, and meets features
 # of another M, at worst with the other sign. Detectors that see the same training images in both parts have no such fault.
