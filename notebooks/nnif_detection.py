@@ -65,6 +65,7 @@ from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures as draw
 from deepneighbors.report import detection_tables as shape
 from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DATASETS, DETECTORS, matrix
+from deepneighbors.report.settings import unlike
 from deepneighbors.report.tables import row
 
 settings = asdict(chapter.run.settings)
@@ -112,9 +113,9 @@ def lines_of(name, this, dataset):
 # The recorded results of the full profile were made with these settings, which differ from the profile's.
 
 # %% tags=["hide-input"]
-unlike = shape.unlike(chapter.recorded("detection", FULL), SETTINGS["nnif_detection"]["full"])
+RECORDED = {name: chapter.recorded(name, FULL) for name in experiments.CHAPTERS["nnif_detection"].experiments}
 chapter.grid(
-    unlike if len(unlike) else pd.DataFrame([["none", "-", "-"]], columns=unlike.columns),
+    unlike(RECORDED, SETTINGS["nnif_detection"]["full"]),
     name="tab-nnif-unlike",
     caption=f"Settings of the recorded results on {DATASETS[FULL]} that are not those of the full profile.",
 )

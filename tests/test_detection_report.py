@@ -16,10 +16,10 @@ from deepneighbors.report.detection_tables import (
     chosen,
     matrix,
     reference,
-    unlike,
 )
 from deepneighbors.report.figures import Canvas
 from deepneighbors.report.notebook import NotRun
+from deepneighbors.report.settings import unlike
 from deepneighbors.results import Result, auc_row, mean_row, statistic_row, table
 
 NAMES = {"experiment": "nnif", "dataset": "cifar10", "network": reference("clean"), "attack": "cw", "layer": "embedding"}
@@ -98,9 +98,10 @@ def test_only_settings_that_differ_are_listed(known):
     full = SETTINGS["nnif_detection"]["full"]
     lowered = replace(full, epochs=30, sizes=(10, 50))
     recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], {**vars(lowered), "sizes": [10, 50], "seed": 0})
-    frame = unlike(recorded, full)
+    frame = unlike({"detection": recorded, "views": recorded, "fast": NotRun("fast")}, full)
     assert frame.set_index("setting")["recorded"].to_dict() == {"epochs": "30", "sizes": "10, 50"}
-    assert unlike(NotRun("detection"), full).empty
+    assert set(frame["of"]) == {"detection, views"}
+    assert unlike({"detection": NotRun("detection")}, full).to_numpy().tolist() == [["-"] * 4]
 
 
 def test_a_bar_ends_at_the_auc_and_a_loss_by_all_layers_is_a_dash():

@@ -10,6 +10,7 @@ from deepneighbors.experiments import base
 from deepneighbors.experiments.poisoning_ila import crafting, ila_credibility, pooled, sources, transfer, why_it_failed
 from deepneighbors.experiments.poisoning_ila.crafting import Budget
 from deepneighbors.networks import DeepCNN
+from deepneighbors.store import Artifact, Context
 
 EPSILON, SEEDS = 0.3, (3, 4)
 EXPERIMENTS = (transfer.TRANSFER, why_it_failed.WHY_IT_FAILED, ila_credibility.ILA_CREDIBILITY)
@@ -45,6 +46,22 @@ def value(result, **names):
         rows = rows[rows[name] == wanted]
     assert len(rows) == 1, rows
     return rows["value"].item()
+
+
+def test_accuracies_are_those_of_the_networks_and_their_mean_over_seeds(run, results):
+    reached = [run.store.get(sources.source_node(run, seed, "deep")).values["accuracy"] for seed in SEEDS]
+    names = {"metric": "accuracy", "network": "deep"}
+    for seed, accuracy in zip(SEEDS, reached, strict=True):
+        assert value(results["transfer"], setting="role=source", seed=seed, **names) == pytest.approx(accuracy)
+    mean = value(results["transfer"], setting="role=source;seeds=all", **names)
+    assert mean == pytest.approx(np.mean(reached), rel=1e-4)
+
+
+def test_too_few_common_digits_are_refused():
+    network = Artifact("", DeepCNN().state_dict(), {"architecture": "deep"}, {})  # not trained: right by chance alone
+    config = {"images": 5_000, "skip": 0, "member": 0, "members": 40}
+    with pytest.raises(InputError, match="ila_images is 5000, but only [0-9]+ test digits"):
+        sources.select(config, (network,), Context("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from deepneighbors.experiments.poisoning_ila import (
     shares,
     training,
 )
-from deepneighbors.results import auc_row
-from deepneighbors.store import Artifact
+from deepneighbors.results import auc_row, mean_row
+from deepneighbors.store import Artifact, Context
 
 SMALL = replace(
     profiles.SETTINGS["poisoning_ila"]["smoke"], seeds=1, svm_images=(20, 40, 30), svm_iterations=3, svm_points=8,
@@ -104,6 +104,18 @@ def test_every_seed_draws_other_images_of_the_same_digits():
     assert len(set(seen)) == len(seen) == 180
     first, _ = first_images(torch.arange(60_000)[:, None], mnist.y_train, (1, 9), 60)
     assert sorted(seen[:60]) == first.flatten().tolist()
+
+
+@pytest.mark.parametrize("digits", [(1, 9), (5, 9), (0, 1)])
+def test_both_digits_are_mixed_in_the_draw_of_every_seed(digits):
+    y, seen = data.load("mnist").y_train, []
+    for seed in range(9):
+        train, validation, _, _ = poisons.tutorial_images(digits, (100, 500, 500), seed)
+        for part in (train, validation):
+            share = float((y[part] == digits[0]).float().mean())
+            assert 0.3 < share < 0.7
+        seen += torch.cat([train, validation]).tolist()
+    assert len(set(seen)) == len(seen) == 9 * 600
 
 
 def test_evading_images_reach_the_optimum_of_a_linear_function():
@@ -193,6 +205,21 @@ def test_means_over_seeds_have_student_s_interval():
     low, high = stats.t.interval(0.95, 2, loc=0.5, scale=stats.sem(values))
     assert (pooled["value"], pooled["ci_low"], pooled["ci_high"]) == pytest.approx((0.5, low, high))
     assert len(plan.over_all_seeds(made, seed=0, single=lambda row: row["seed"] == 1)) == 2
+
+
+def test_intervals_stay_within_what_a_number_can_be():
+    names = {"experiment": "poisoning", "setting": "x=1"}
+    made = [
+        mean_row([value], metric=metric, seed=seed, **names)
+        for metric in ("memorised", "misclassified", "share_growth")
+        for seed, value in enumerate((0.2, 0.9, 1.0))
+    ]
+    found = {row["metric"]: row for row in plan.over_all_seeds(made, seed=0) if row["setting"] == "x=1;seeds=all"}
+    low, high = stats.t.interval(0.95, 2, loc=0.7, scale=np.std([0.2, 0.9, 1.0], ddof=1) / 3**0.5)
+    ends = {metric: (row["ci_low"], row["ci_high"]) for metric, row in found.items()}
+    assert low < 0 and high > 1
+    assert ends["share_growth"] == pytest.approx((low, high))
+    assert ends["memorised"] == (0.0, 1.0) and ends["misclassified"] == pytest.approx((0.0, high))
 
 
 def test_counts_and_credibilities_follow_from_the_network_and_the_arrays(run, results):
@@ -308,6 +335,33 @@ def test_detection_and_removal_follow_from_the_scores(run, results):
 
 def trained_test(run):
     return run.store.get(plan.Poisoned(run, "none", 0).network, run.context).tensors["y_test"]
+
+
+def test_bfloat16_training_gives_other_float32_weights_and_nearly_the_same_answers():
+    recipe = {
+        "data": {"attack": "none", "images": 1_000, "digits": (), "seed": 0}, "checkpoints": (1, 4), "batch_size": 50,
+        "learning_rate": 1e-3, "test_images": 500, "seed": 0, "removed": "",
+    }  # fmt: skip
+    made = {
+        precision: training.train({**recipe, "precision": precision}, (), Context("cpu")).tensors
+        for precision in training.PRECISIONS
+    }
+    weights = {precision: tensors["4|weights|conv2.weight"] for precision, tensors in made.items()}
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    change = (weights["bfloat16"] - weights["float32"]).norm() / weights["float32"].norm()
+    assert 0 < change < 0.2
+    reached = {key: float((said["4|labels|test"] == said["y_test"]).float().mean()) for key, said in made.items()}
+    early = float((made["bfloat16"]["1|labels|test"] == made["bfloat16"]["y_test"]).float().mean())
+    # It learns after the first step too: weights that change are cast anew.
+    assert reached["bfloat16"] > max(0.85, early) and abs(reached["bfloat16"] - reached["float32"]) < 0.05
+    network = training.load_network(Artifact("", made["bfloat16"], {}, {}), 4, "cpu")
+    x = data.load("mnist").x_test[:500]
+    assert torch.equal(network(x).argmax(1).to(torch.uint8), made["bfloat16"]["4|labels|test"])  # float32 answers
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InputError, match="precision is 'float8'.*float32, bfloat16"):
+        training.train({"precision": "float8"}, (), Context("cpu"))
 
 
 def test_auc_of_many_labels_follows_from_its_arrays(results):

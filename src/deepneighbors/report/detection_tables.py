@@ -1,7 +1,6 @@
 """Tables of chapter 2 in the shape that the paper prints: lines of detectors, columns of attacks."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -183,18 +182,3 @@ def _number(result: Result | NotRun, mode: str, metric: str, **names: str) -> fl
     for name, value in names.items():
         table = table[table[name] == value]
     return None if table.empty else float(table["value"].iloc[0])
-
-
-def unlike(result: Result | NotRun, settings: Any) -> pd.DataFrame:
-    """Settings with which a result was recorded that are not those of ``settings``, the full profile's."""
-    recorded = {} if isinstance(result, NotRun) else result.provenance["config"]
-    rows = [
-        (name, _words(value), _words(recorded[name]))
-        for name, value in asdict(settings).items()
-        if name in recorded and _words(value) != _words(recorded[name])
-    ]
-    return pd.DataFrame(rows, columns=["setting", "full profile", "recorded"])
-
-
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

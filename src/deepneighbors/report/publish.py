@@ -1,7 +1,6 @@
 """From an executed notebook to a chapter: figures become files, traces of the machine go."""
 
 import base64
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from deepneighbors import paths
+from deepneighbors._files import write_file
 from deepneighbors.report import figures, notebook
 
 KEY = "deepneighbors"  # in the metadata of a published notebook: its stamp and the records of its results
@@ -68,14 +68,6 @@ def read_stamp(path: Path) -> str:
         return str(read_notebook(path).metadata.get(KEY, {}).get("stamp", ""))
     except ValueError:
         return ""
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write through a temporary name in the same folder: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _add_badge(nb: NotebookNode, colab: str, name: str) -> None:

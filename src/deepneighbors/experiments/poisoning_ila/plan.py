@@ -1,5 +1,6 @@
 """The nodes that experiments of chapter 3 share: poison, training sets, networks, searches; and the names of their rows."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,8 @@ class Poisoned:
         s = self.run.settings
         return {
             "data": self.data, "checkpoints": self.epochs or (s.cnn_epochs,), "batch_size": self.batch or s.cnn_batch,
-            "learning_rate": 1e-3, "test_images": s.calibration_images + s.evaluated_images, "seed": self.seed,
+            "learning_rate": 1e-3, "precision": s.cnn_precision, "test_images": s.calibration_images + s.evaluated_images,
+            "seed": self.seed,
         }  # fmt: skip
 
     @property
@@ -134,6 +136,16 @@ def setting(**parts: object) -> str:
     return ";".join(f"{name}={value}" for name, value in parts.items() if value not in ("", None))
 
 
+_SHARES = (
+    "accuracy", "success", "recovered", "memorised", "poison_label", "poisoned_neighbor_share", "label_purity", "auc",
+    "probe_auc", "average_precision", "precision", "recall", "tpr_at_fpr_1", "tpr_at_fpr_5", "mean_credibility",
+    "max_credibility", "low_variance_p", "low_maximum_p", "ks_distance", "ks_p",
+)  # fmt: skip
+_POSITIVE = ("misclassified", "removed_clean", "sd_credibility", "enrichment", "val_loss", "median_l2", "mean_l2")
+# What a number cannot leave; Student's t knows nothing of that.
+BOUNDS = dict.fromkeys(_SHARES, (0.0, 1.0)) | dict.fromkeys(_POSITIVE, (0.0, math.inf))
+
+
 def over_all_seeds(rows: Iterable[dict], *, seed: int, single: Callable[[dict], bool] = lambda row: True) -> list[dict]:
     """The rows, and for each name its mean over seeds with Student's t interval; a network is one case.
 
@@ -150,7 +162,9 @@ def over_all_seeds(rows: Iterable[dict], *, seed: int, single: Callable[[dict], 
         columns = dict(zip(NAMES, names, strict=True))
         columns["setting"] = pooled.over_seeds(columns["setting"])
         value = float(values.mean()) if len(values) else float("nan")
-        means.append(statistic_row(value, n=len(values), ci=_t_interval(values), seed=seed, **columns))
+        (low, high), (least, most) = _t_interval(values), BOUNDS.get(columns["metric"], (-math.inf, math.inf))
+        ci = max(low, least), min(high, most)
+        means.append(statistic_row(value, n=len(values), ci=ci, seed=seed, **columns))
     return [row for row in rows if single(row)] + means
 
 

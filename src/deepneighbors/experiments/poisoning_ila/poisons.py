@@ -20,7 +20,7 @@ ATTACKS = ("none", *LINEAR, "random_flip", *BACKDOORS)
 TARGET = 0  # label that a backdoor gives to every image
 C = 10.0  # of the linear SVM and of logistic regression, secml's tutorial
 _SEED = 999  # secml's tutorial
-_POOLS = 9  # distinct pools of 300 images of each digit, of which MNIST has 5,421 at least
+_POOLS = 9  # seeds that draw images of their own: 300 of each digit, of which MNIST has 5,421 at least
 
 # Modules that a stage depends on which puts a training set together.
 SETS = (__name__, "deepneighbors.data", "deepneighbors.attacks.backdoor")
@@ -29,15 +29,14 @@ SETS = (__name__, "deepneighbors.data", "deepneighbors.attacks.backdoor")
 def tutorial_images(digits: Sequence[int], images: Sequence[int], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Indices in MNIST of training, validation and test images of two digits, as secml draws them, and test labels.
 
-    The first images of each digit in file order; every further seed takes the next ones for training and validation.
+    The first images of each digit, in file order; every further seed takes the next ones for training and validation, from
+    where the last of the seed before it lies in the file, so that both digits stay mixed.
     """
     mnist = data.load("mnist")
-    size = images[0] + images[1]
-    places, skip = torch.arange(len(mnist.y_train))[:, None], seed % _POOLS
-    pool, _ = first_images(places, mnist.y_train, digits, (skip + 1) * size)
-    if skip:
-        used, _ = first_images(places, mnist.y_train, digits, skip * size)
-        pool = pool[~torch.isin(pool[:, 0], used[:, 0])]
+    places, start = torch.arange(len(mnist.y_train))[:, None], 0
+    for _ in range(seed % _POOLS + 1):
+        pool, _ = first_images(places[start:], mnist.y_train[start:], digits, images[0] + images[1])
+        start = int(pool.max()) + 1
     test, y_test = first_images(torch.arange(len(mnist.y_test))[:, None], mnist.y_test, digits, images[2])
     pool = pool.flatten()
     return pool[: images[0]], pool[images[0] :], test.flatten(), y_test

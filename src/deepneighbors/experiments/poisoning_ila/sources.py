@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deepneighbors import checks, data, splits
 from deepneighbors.attacks.iterated import IteratedFGSM
 from deepneighbors.attacks.layer_choice import choose_layer
+from deepneighbors.errors import InputError
 from deepneighbors.experiments.base import Run
 from deepneighbors.networks import MLP, DeepCNN, LeNet, MnistCNN, PooledCNN
 from deepneighbors.store import Artifact, Context, Node, Payload, stage
@@ -89,6 +90,12 @@ def select(config: dict, inputs: Sequence[Artifact], context: Context) -> Payloa
         kept.append(part[(said == y).all(0)])
         if sum(map(len, kept)) >= config["images"]:
             break
+    found = sum(map(len, kept))
+    if found < config["images"]:
+        raise InputError(
+            f"ila_images is {config['images']}, but only {found} test digits of this seed are classified correctly by "
+            f"every network; ask for {found} or fewer, or train on more digits"
+        )
     return Payload(tensors={"indices": torch.cat(kept)[: config["images"]].contiguous()})
 
 

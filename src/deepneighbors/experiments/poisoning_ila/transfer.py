@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
-from deepneighbors.experiments.poisoning_ila import crafting, pooled, sources
+from deepneighbors.experiments.poisoning_ila import crafting, plan, pooled, sources
 from deepneighbors.experiments.poisoning_ila.crafting import CHOICES, REFERENCE, START, VARIANTS, Cell, Crafted, Line
 from deepneighbors.intervals import wilson_interval
 from deepneighbors.results import mean_row, statistic_row, table
 from deepneighbors.store import Artifact
 
-USES = tuple(module.__name__ for module in (crafting, pooled, sources))
+USES = tuple(module.__name__ for module in (crafting, plan, pooled, sources))
 NAMES: dict[str, str] = {"experiment": "ila"}
 STARTS = (REFERENCE, "mi_di")  # what ILA starts from, after half of their steps
 PLAIN = ("sign_noise", "fgsm", REFERENCE, "mifgsm", "mi_di")
@@ -53,7 +53,7 @@ def _summarise(run: Run, found: Mapping[str, Artifact]) -> Summary:
 
 
 def _network_rows(run: Run, found: Mapping[str, Artifact]) -> list[dict]:
-    """Accuracy of every network on the test digits."""
+    """Accuracy of every network on the test digits, and its mean over seeds."""
     rows = []
     for name in (name for name in found if name.startswith(("source|", "target|"))):
         role, seed, network = name.split("|")
@@ -62,7 +62,7 @@ def _network_rows(run: Run, found: Mapping[str, Artifact]) -> list[dict]:
         count = values["images"]
         ci = wilson_interval(round(values["accuracy"] * count), count)
         rows.append(statistic_row(values["accuracy"], n=count, ci=ci, seed=int(seed), **names))
-    return rows
+    return plan.over_all_seeds(rows, seed=run.seed)
 
 
 def _cell_rows(run: Run, source: str, epsilon: float, crafted: Mapping[int, Crafted]) -> list[dict]:
