@@ -62,6 +62,12 @@ def test_tensors_come_back_exactly(store):
     assert torch.equal(tensors["row"], whole[0])
 
 
+def test_tensors_come_back_in_the_order_of_their_names(store):
+    names = [f"{letter}{number}" for number in range(9) for letter in "zab"]
+    many = stage("many")(lambda config, inputs, context: Payload({name: torch.ones(2) for name in names}))
+    assert list(store.get(many.node({})).tensors) == sorted(names)
+
+
 def test_manifest_says_what_made_it(store):
     upstream, node = _chain()
     manifest = store.get(node, Context(device="cpu")).manifest

@@ -51,11 +51,12 @@ def read(folder: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any
     """
     if not folder.is_dir():
         return None
-    manifest = _read_manifest(folder, key)
+    manifest = read_manifest(folder, key)
     data = {name: _read_file(folder / name, expected) for name, expected in manifest["files"].items()}
     with torch.inference_mode(False):  # inference tensors have no version, by which the store sees changes
         blob = data.get("tensors.safetensors")
-        tensors = {} if blob is None else safetensors.torch.load(blob)
+        # The library's own order changes from process to process, and with it whatever a stage derives from it.
+        tensors = {} if blob is None else dict(sorted(safetensors.torch.load(blob).items()))
     return tensors, json.loads(data["values.json"]), manifest
 
 
@@ -80,7 +81,8 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(folder: Path, key: str) -> dict[str, Any]:
+def read_manifest(folder: Path, key: str) -> dict[str, Any]:
+    """The manifest of an artefact, checked; the payload is not read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
     except (OSError, ValueError) as error:

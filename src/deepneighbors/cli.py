@@ -1,13 +1,16 @@
 """The ``deepneighbors`` command. Results go to stdout, progress and errors to stderr."""
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
+from deepneighbors._text import text_table
 from deepneighbors.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,12 +61,24 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="compute the results of a chapter, and print how many rows each has")
     run.add_argument("chapter")
     run.add_argument("--experiment", action="append", metavar="NAME", help="only this one; may be repeated")
-    run.add_argument("--dataset", help="one of the chapter's data sets, instead of the profile's")
+    run.add_argument(
+        "--task", metavar="NAME", help="only the stages of this task of `deepneighbors plan --json`, and its receipt"
+    )
+    run.add_argument("--receipt", metavar="PATH", help="where to write the receipt of the task; by default in the store")
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     _add_settings(run)
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
-                     help="another setting than the profile's, like epochs=30; may be repeated")  # fmt: skip
+    _add_changes(run)
     run.set_defaults(command=_run)
+
+    plan = commands.add_parser("plan", help="print what a run will do, what of it is done, and what the rest will cost")
+    plan.add_argument("chapter", nargs="*", help="by default all")
+    plan.add_argument("--experiment", action="append", metavar="NAME", help="only this one; may be repeated")
+    plan.add_argument(
+        "--json", action="store_true", help="the tasks of a workflow engine, of one data set, with what each needs"
+    )
+    _add_settings(plan)
+    _add_changes(plan)
+    plan.set_defaults(command=_plan, device="auto")
 
     results = commands.add_parser("results", help="print all tidy results as CSV")
     results.add_argument("--profile", default="full", help="full (default) prints the recorded results")
@@ -78,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     book = commands.add_parser("book", help="execute the notebooks and build the book")
     book.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
+    book.add_argument("--notebook", action="append", metavar="NAME", help="execute only this one and build no HTML")
     book.set_defaults(command=_book)
     return parser
 
@@ -88,10 +104,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, help="images to attack, instead of the profile's number")
 
 
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", help="one of the chapter's data sets, instead of the profile's")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                        help="another setting than the profile's, like epochs=30; may be repeated")  # fmt: skip
+
+
 def _run(chosen: argparse.Namespace) -> int:
     from deepneighbors import experiments
 
     run = _make_run(chosen, chosen.chapter)
+    if chosen.receipt and not chosen.task:
+        raise InputError(f"--receipt is {chosen.receipt!r} without --task; only a task has a receipt")
+    if chosen.task:
+        from deepneighbors import plan
+
+        print(plan.compute(run, chosen.task, chosen.experiment, receipt=chosen.receipt))
+        return 0
     known = experiments.CHAPTERS[run.chapter].experiments
     names = chosen.experiment or list(known)
     for name in names:
@@ -100,6 +129,19 @@ def _run(chosen: argparse.Namespace) -> int:
     for name in names:
         result = experiments.compute(run, name)
         print(f"{result.name}: {len(result.table)} rows", flush=True)
+    return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from deepneighbors import experiments, plan
+
+    chapters = chosen.chapter or list(experiments.CHAPTERS)
+    if chosen.json:
+        runs = [_make_run(chosen, name) for name in chapters]
+        print(json.dumps([plan.as_json(task) for run in runs for task in plan.tasks(run, chosen.experiment)], indent=1))
+        return 0
+    runs = [run for name in chapters for run in _runs_of(chosen, name)]
+    print(plan.report(runs, chosen.experiment))
     return 0
 
 
@@ -131,7 +173,7 @@ def _status(chosen: argparse.Namespace) -> int:
                     states[node.key] = (run.store.state(node), run.store.size(node))
             rows.append((f"{chapter_name}/{name}", *_counts(states[node.key] for node in nodes)))
     rows.append(("all, each stage once", *_counts(states.values())))
-    print(_table(rows))
+    print(text_table(rows))
     return 0
 
 
@@ -147,6 +189,9 @@ def _book(chosen: argparse.Namespace) -> int:
     from deepneighbors import book
 
     try:
+        if chosen.notebook:
+            print(*book.execute(chosen.notebook, chosen.profile), sep="\n")
+            return 0
         index = book.make(profile=chosen.profile)
     except (book.BookError, book.GateError) as error:
         print(error, file=sys.stderr)
@@ -163,17 +208,21 @@ def _make_run(chosen: argparse.Namespace, chapter: str) -> "Run":
     return experiments.Run(chapter=chapter, **settings)
 
 
+def _runs_of(chosen: argparse.Namespace, chapter: str) -> list["Run"]:
+    """The run of a chapter; at the full profile one for each of its data sets, unless one is named."""
+    from deepneighbors import profiles
+
+    run = _make_run(chosen, chapter)
+    if chosen.profile != "full" or chosen.dataset:
+        return [run]
+    names = profiles.SETTINGS[chapter][chosen.profile].datasets
+    return [replace(run, dataset=name) for name in names]
+
+
 def _counts(states: Iterable[tuple[str, int]]) -> tuple[str, ...]:
     known = list(states)
     counts = [sum(state == wanted for state, _ in known) for wanted in ("done", "missing", "damaged")]
     return (str(len(known)), *map(str, counts), f"{sum(size for _, size in known) / 1e6:.1f}")
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as text: the first column to the left, the numbers to the right."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    shape = "  ".join([f"{{:<{wide[0]}}}", *(f"{{:>{width}}}" for width in wide[1:])])
-    return "\n".join(shape.format(*row) for row in rows)
 
 
 def _log_to_stderr() -> None:

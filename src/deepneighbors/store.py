@@ -174,6 +174,17 @@ class Store:
         except Damaged:
             return "damaged"
 
+    def seconds(self, node: Node) -> float:
+        """Seconds that a done node took, from its manifest.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        try:
+            return float(_artifact_files.read_manifest(self.folder(node), node.key)["seconds"])
+        except Damaged as reason:
+            raise StoreError(f"{node} has no time: {reason}.") from reason
+
     def size(self, node: Node) -> int:
         """Bytes on disk, 0 when missing."""
         folder = self.folder(node)

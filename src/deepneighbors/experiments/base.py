@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 
 from deepneighbors import checks, data, device, paths, profiles
 from deepneighbors.fingerprint import fingerprint
-from deepneighbors.provenance import provenance
+from deepneighbors.provenance import git_state, provenance
 from deepneighbors.results import Result
 from deepneighbors.store import Artifact, Context, Node, Store
 
@@ -126,7 +126,8 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     experiment = chapter.experiments[name]
     start = time.perf_counter()
     nodes = experiment.nodes(run)
-    code = experiment.code(run)  # first, and with it every key: the source may be edited while a long run goes on
+    # First, and with the code every key: the source may be edited while a long run goes on.
+    code, commit = experiment.code(run), git_state()
     artifacts = {key: run.store.get(node, run.context) for key, node in nodes.items()}
     table, arrays = experiment.summarise(run, artifacts)
     stages = [run.store.get(node) for node in run.store.walk(*nodes.values())]
@@ -136,6 +137,8 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
         data_fingerprint=data.load(run.settings.dataset).fingerprint,
         seconds=time.perf_counter() - start,
     )
+    origin |= commit
+    origin["stages"] = _spent(stages)
     origin["stage_seconds"] = round(sum(stage.manifest["seconds"] for stage in stages), 1)
     origin["devices"] = sorted({stage.manifest["device"] for stage in stages})
     result = Result(name, table, arrays, origin)
@@ -143,6 +146,16 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     if run.profile == "full":
         record(result, paths.recorded() / run.folder, seed=run.seed)
     return result
+
+
+def _spent(stages: Iterable[Artifact]) -> dict[str, dict[str, float]]:
+    """Nodes of each stage and the seconds that they took, from which later runs are estimated."""
+    spent: dict[str, dict[str, float]] = {}
+    for one in stages:
+        stage = spent.setdefault(one.manifest["stage"], {"count": 0, "seconds": 0.0})
+        stage["count"] += 1
+        stage["seconds"] = round(stage["seconds"] + one.manifest["seconds"], 3)
+    return spent
 
 
 def record(result: Result, folder: Path, *, seed: int) -> bool:
