@@ -11,7 +11,7 @@ book: $(STAMP)
 	$(BIN)/deepneighbors book --profile $(PROFILE)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -37,6 +37,6 @@ CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cu
   cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
 lock:  # needs uv; UPGRADE=--upgrade moves the versions on
-	uv pip compile -q --universal --python-version 3.11 --extra book --extra test $(UPGRADE) \
+	uv pip compile -q --universal --python-version 3.11 --extra book --extra test --extra workflow $(UPGRADE) \
 	  --no-header --no-annotate --no-emit-index-url $(addprefix --no-emit-package ,$(CUDA)) \
 	  -o requirements.lock pyproject.toml

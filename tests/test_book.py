@@ -267,6 +267,13 @@ def test_a_notebook_runs_at_its_profile_and_only_when_something_changed(root, ch
     assert Book(root).stamp(source, "smoke") != stamp
 
 
+def test_one_notebook_can_be_executed_alone(root):
+    assert book.execute(["page"], "smoke", root=root) == [root / "book" / "chapters" / "page.ipynb"]
+    assert not (root / "_build").exists()
+    with pytest.raises(InputError, match="notebook is 'pages'; allowed are page"):
+        book.execute(["pages"], "smoke", root=root)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -282,6 +289,17 @@ def test_a_failing_notebook_leaves_the_old_chapter(line, sentence, root, chapter
     with pytest.raises((BookError, GateError), match=sentence):
         Book(root).execute(source, "smoke")
     assert {path: path.read_bytes() for path in chapter.parent.rglob("*.*")} == before
+
+
+def test_a_failing_notebook_is_kept_with_a_traceback_to_read(root, chapter):
+    source = root / "notebooks" / "page.py"
+    source.write_text(source.read_text() + "\n# %%\ndef inner():\n    raise ValueError('broken')\n\ninner()\n")
+    with pytest.raises(BookError, match=r"see .*failed/page.ipynb; the chapter of the last good run is kept"):
+        Book(root).execute(source, "smoke")
+    nb = nbformat.read(root / "_build" / "failed" / "page.ipynb", as_version=4)
+    errors = [output for cell in nb.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    said = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[-1].traceback))
+    assert errors[-1].ename == "ValueError" and "raise ValueError('broken')" in said and "inner()" in said
 
 
 def test_a_parameter_that_the_notebook_does_not_take_stops_papermill(root):

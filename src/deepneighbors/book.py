@@ -23,13 +23,14 @@ import jupytext
 import nbformat
 import yaml
 
-from deepneighbors import paths, profiles
+from deepneighbors import checks, paths, profiles
+from deepneighbors._files import write_file
 from deepneighbors.errors import InputError
 from deepneighbors.fingerprint import fingerprint
 from deepneighbors.report import findings, publish
 from deepneighbors.report.gate import GateError, gate
 
-__all__ = ["Book", "BookError", "GateError", "gate", "make", "main", "sync"]
+__all__ = ["Book", "BookError", "GateError", "execute", "gate", "make", "main", "sync"]
 
 logger = logging.getLogger(__name__)
 SUMMARY = "scorecard"  # the notebook that reads the results of all others, so it runs last
@@ -55,13 +56,31 @@ def make(profile: str = "quick", *, root: Path | None = None) -> Path:
     GateError, BookError
         A notebook failed or must not become a page, or the build gave a warning.
     """
-    if profile not in profiles.PROFILES:
-        raise InputError(f"profile is {profile!r}; allowed are {', '.join(profiles.PROFILES)}")
+    execute(None, profile, root=root)
     book = Book(root or paths.ROOT)
-    for source in book.sources():
-        book.execute(source, profile)
     book.write_findings(profile)
     return book.build()
+
+
+def execute(names: Iterable[str] | None, profile: str, *, root: Path | None = None) -> list[Path]:
+    """Execute the notebooks of these names that changed, or all; returns the chapters. No HTML is built.
+
+    Raises
+    ------
+    InputError
+        Unknown profile or notebook.
+    GateError, BookError
+        A notebook failed or must not become a page.
+    """
+    checks.one_of("profile", profile, profiles.PROFILES)
+    book = Book(root or paths.ROOT)
+    sources = {source.stem: source for source in book.sources()}
+    wanted = list(sources) if names is None else list(names)
+    for name in wanted:
+        checks.one_of("notebook", name, sources)
+    for name in wanted:
+        book.execute(sources[name], profile)
+    return [book.chapters / f"{name}.ipynb" for name in wanted]
 
 
 def sync(root: Path | None = None) -> list[Path]:
@@ -70,7 +89,7 @@ def sync(root: Path | None = None) -> list[Path]:
     for source in Book(root or paths.ROOT).sources():
         paired, text = source.with_suffix(".ipynb"), paired_text(source)
         if not paired.is_file() or paired.read_text() != text:
-            publish.write_file(paired, text.encode())
+            write_file(paired, text.encode())
             changed.append(paired)
     return changed
 
@@ -175,7 +194,7 @@ class Book:
         """Write the table of findings that the front page includes."""
         path, text = self.chapters / "findings.md", findings.fragment(profile).encode()
         if not path.is_file() or path.read_bytes() != text:
-            publish.write_file(path, text)
+            write_file(path, text)
 
     def build(self) -> Path:
         """Check each chapter and build the HTML, unless nothing changed; returns ``index.html``."""
@@ -187,7 +206,7 @@ class Book:
             logger.info("HTML: nothing changed")
             return index
         self._build_html()
-        publish.write_file(kept, stamp.encode())
+        write_file(kept, stamp.encode())
         return index
 
     def _build_stamp(self) -> str:
