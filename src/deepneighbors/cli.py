@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
+from deepneighbors._logs import log_to
 from deepneighbors._text import text_table
 from deepneighbors.errors import InputError
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     from deepneighbors.store import StoreError
 
-    _log_to_stderr()
+    log_to(logging.StreamHandler(sys.stderr))
     try:
         status = chosen.command(chosen)
         sys.stdout.flush()
@@ -223,15 +224,6 @@ def _counts(states: Iterable[tuple[str, int]]) -> tuple[str, ...]:
     known = list(states)
     counts = [sum(state == wanted for state, _ in known) for wanted in ("done", "missing", "damaged")]
     return (str(len(known)), *map(str, counts), f"{sum(size for _, size in known) / 1e6:.1f}")
-
-
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("deepneighbors")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # foolbox gives the root logger a handler
 
 
 if __name__ == "__main__":

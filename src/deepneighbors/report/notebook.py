@@ -16,6 +16,7 @@ import pandas as pd
 from IPython.display import display
 
 from deepneighbors import experiments, paths, profiles
+from deepneighbors._logs import log_to
 from deepneighbors.errors import InputError
 from deepneighbors.paper import values
 from deepneighbors.report import figures, tables
@@ -261,12 +262,4 @@ def _log_to_file(name: str) -> None:
     """Send the library's log to ``artifacts/logs/<name>.log`` or ``$DEEPNEIGHBORS_LOG``, not to the page."""
     path = os.environ.get("DEEPNEIGHBORS_LOG") or paths.artifacts() / "logs" / f"{name}.log"
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    logger = logging.getLogger("deepneighbors")
-    for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
-        logger.removeHandler(handler)
-        handler.close()
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    log_to(logging.FileHandler(path))
