@@ -210,13 +210,13 @@ def _make_run(chosen: argparse.Namespace, chapter: str) -> "Run":
 
 
 def _runs_of(chosen: argparse.Namespace, chapter: str) -> list["Run"]:
-    """The run of a chapter; at the full profile one for each of its data sets, unless one is named."""
+    """The run of a chapter; at the full profile one for each data set of its paper, unless one is named."""
     from deepneighbors import profiles
 
     run = _make_run(chosen, chapter)
     if chosen.profile != "full" or chosen.dataset:
         return [run]
-    names = profiles.SETTINGS[chapter][chosen.profile].datasets
+    names = profiles.SETTINGS[chapter][chosen.profile].published
     return [replace(run, dataset=name) for name in names]
 
 

@@ -12,8 +12,7 @@ import inspect
 import json
 import os
 import textwrap
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from deepneighbors import checks, paths
 from deepneighbors._files import write_file
 from deepneighbors._text import duration, text_table
+from deepneighbors.costs import Costs, label, spent
 from deepneighbors.errors import InputError
 from deepneighbors.experiments import CHAPTERS, Run, recorded
 from deepneighbors.store import Node, StageFunction
@@ -82,7 +82,7 @@ def tasks(run: Run, experiments: Iterable[str] | None = None) -> list[Task]:
     groups: dict[tuple, list[Node]] = {}
     for node in nodes_of(run, experiments):
         depth[node.key] = 1 + max((depth[upstream.key] for upstream in node.inputs), default=-1)
-        group = (depth[node.key], node.stage.name, *(_label(node, name) for name in ("attack", "detector")))
+        group = (depth[node.key], node.stage.name, *(label(node, name) for name in ("attack", "detector")))
         groups.setdefault(group, []).append(node)
     found: list[Task] = []
     maker: dict[str, str] = {}
@@ -94,18 +94,6 @@ def tasks(run: Run, experiments: Iterable[str] | None = None) -> list[Task]:
             maker |= {node.key: task.name for node in part}
             found.append(task)
     return found
-
-
-@cache
-def _label(node: Node, name: str) -> str:
-    """Attack or detector of a node: its config's, or the one that all its inputs agree on."""
-    config = node.config
-    for part in (config, *(part for part in config.values() if isinstance(part, dict))):
-        own = part.get(name)
-        if isinstance(own, str):
-            return own if own.replace("_", "").isalnum() else ""
-    known = {label for label in (_label(upstream, name) for upstream in node.inputs) if label}
-    return known.pop() if len(known) == 1 else ""
 
 
 def compute(
@@ -144,10 +132,12 @@ class StageCost:
     done, missing, damaged
         Counts of its nodes.
     seconds
-        Mean of a node; None when no run has measured it.
+        Mean of a node, of those that are done and of estimates for the others; None when no run has measured the stage.
+    left
+        Seconds that its missing and damaged nodes will take one after the other; None when unknown.
     source
-        Where ``seconds`` is from: ``this store`` (done nodes of this plan), ``recorded`` (results of the full profile,
-        perhaps at other settings), or nothing.
+        Where estimates, or with none the times, are from: ``this store`` (done nodes of this plan), ``recorded`` (results
+        of the full profile, perhaps at other settings), or nothing.
     """
 
     dataset: str
@@ -156,13 +146,8 @@ class StageCost:
     missing: int
     damaged: int
     seconds: float | None
+    left: float | None
     source: str
-
-    @property
-    def left(self) -> float | None:
-        """Seconds that its missing and damaged nodes will take one after the other; None when unknown."""
-        count = self.missing + self.damaged
-        return 0.0 if not count else None if self.seconds is None else count * self.seconds
 
 
 def stage_costs(run: Run, experiments: Iterable[str] | None = None) -> list[StageCost]:
@@ -170,16 +155,20 @@ def stage_costs(run: Run, experiments: Iterable[str] | None = None) -> list[Stag
     stages: dict[str, list[Node]] = {}
     for node in nodes_of(run, experiments):
         stages.setdefault(node.stage.name, []).append(node)
-    before = recorded_seconds(run)
-    return [_stage_cost(run, stage, nodes, before.get(stage)) for stage, nodes in stages.items()]
+    before = recorded_costs(run)
+    return [_stage_cost(run, stage, nodes, before) for stage, nodes in stages.items()]
 
 
-def _stage_cost(run: Run, stage: str, nodes: Sequence[Node], before: float | None) -> StageCost:
+def _stage_cost(run: Run, stage: str, nodes: Sequence[Node], before: Costs) -> StageCost:
     states = {node: run.store.state(node) for node in nodes}
-    spent = [run.store.seconds(node) for node, state in states.items() if state == "done"]
+    taken = {node: run.store.seconds(node) for node, state in states.items() if state == "done"}
     done, missing, damaged = (sum(state == wanted for state in states.values()) for wanted in ("done", "missing", "damaged"))
-    seconds, source = (sum(spent) / len(spent), "this store") if spent else (before, "" if before is None else "recorded")
-    return StageCost(str(run.dataset), stage, done, missing, damaged, seconds, source)
+    known, source = (Costs([spent(taken.items())]), "this store") if taken else (before, "recorded")
+    rest = [seconds for node in nodes if node not in taken and (seconds := known.seconds(node)) is not None]
+    if len(rest) < missing + damaged:  # a stage that was never measured
+        return StageCost(str(run.dataset), stage, done, missing, damaged, None, None, "")
+    seconds = (sum(taken.values()) + sum(rest)) / len(nodes)
+    return StageCost(str(run.dataset), stage, done, missing, damaged, seconds, sum(rest), source)
 
 
 def recorded_states(run: Run) -> dict[str, str]:
@@ -203,23 +192,14 @@ def recorded_states(run: Run) -> dict[str, str]:
     return found
 
 
-def recorded_seconds(run: Run) -> dict[str, float]:
-    """Mean seconds of a node of each stage over all recorded results of the run's data set, else of the chapter's others."""
+def recorded_costs(run: Run) -> Costs:
+    """Costs kept with the recorded results of the run's data set, else of the chapter's others; none below ``full``."""
     if run.profile != "full":
-        return {}
-    for folder in (paths.recorded() / run.folder, paths.recorded() / run.chapter):
-        counts: Counter[str] = Counter()
-        seconds: Counter[str] = Counter()
-        for path in folder.rglob("*.json"):
-            for stage, spent in json.loads(path.read_text()).get("provenance", {}).get("stages", {}).items():
-                counts[stage] += spent["count"]
-                seconds[stage] += spent["seconds"]
-        if counts:
-            return {stage: seconds[stage] / count for stage, count in counts.items()}
-    return {}
+        return Costs(())
+    return Costs.recorded(paths.recorded() / run.folder, paths.recorded() / run.chapter)
 
 
-def makespan(tasks: Sequence[Task], seconds: Mapping[str, float], workers: int) -> float:
+def makespan(tasks: Sequence[Task], seconds: Callable[[Task], float], workers: int) -> float:
     """Seconds until so many equal workers have done all tasks, each taking the first in order that is ready.
 
     List scheduling: at most ``2 - 1 / workers`` times the shortest possible time (Graham 1966).
@@ -229,7 +209,7 @@ def makespan(tasks: Sequence[Task], seconds: Mapping[str, float], workers: int) 
     tasks
         In an order in which they can be done, as :func:`tasks` gives them.
     seconds
-        Time of one node of each stage.
+        Time of a task.
     """
     checks.whole("workers", workers, 1)
     needed_by: dict[str, list[int]] = {}
@@ -243,7 +223,7 @@ def makespan(tasks: Sequence[Task], seconds: Mapping[str, float], workers: int) 
     while ready or running:
         while ready and len(running) < workers:
             place = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds[tasks[place].stage] * len(tasks[place].nodes), place))
+            heapq.heappush(running, (now + seconds(tasks[place]), place))
         now, done = heapq.heappop(running)
         for place in needed_by.get(tasks[done].name, ()):
             waiting[place] -= 1

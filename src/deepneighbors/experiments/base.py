@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deepneighbors import checks, data, device, paths, profiles
+from deepneighbors import checks, costs, data, device, paths, profiles
 from deepneighbors.fingerprint import fingerprint
 from deepneighbors.provenance import git_state, provenance
 from deepneighbors.results import Result
@@ -130,32 +130,24 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     code, commit = experiment.code(run), git_state()
     artifacts = {key: run.store.get(node, run.context) for key, node in nodes.items()}
     table, arrays = experiment.summarise(run, artifacts)
-    stages = [run.store.get(node) for node in run.store.walk(*nodes.values())]
+    images = data.load(run.settings.dataset)
+    stages = {node: run.store.get(node).manifest for node in run.store.walk(*nodes.values())}
     origin = provenance(
         config={"profile": run.profile, "seed": run.seed, **asdict(run.settings)},
         code_fingerprint=code,
-        data_fingerprint=data.load(run.settings.dataset).fingerprint,
+        data_fingerprint=images.fingerprint,
         seconds=time.perf_counter() - start,
     )
     origin |= commit
-    origin["stages"] = _spent(stages)
-    origin["stage_seconds"] = round(sum(stage.manifest["seconds"] for stage in stages), 1)
-    origin["devices"] = sorted({stage.manifest["device"] for stage in stages})
+    origin["data_images"] = [len(images.x_train), len(images.x_test)]
+    origin["stages"] = costs.spent((node, manifest["seconds"]) for node, manifest in stages.items())
+    origin["stage_seconds"] = round(sum(manifest["seconds"] for manifest in stages.values()), 1)
+    origin["devices"] = sorted({manifest["device"] for manifest in stages.values()})
     result = Result(name, table, arrays, origin)
     result.save(paths.artifacts() / "results" / run.profile / run.folder)
     if run.profile == "full":
         record(result, paths.recorded() / run.folder, seed=run.seed)
     return result
-
-
-def _spent(stages: Iterable[Artifact]) -> dict[str, dict[str, float]]:
-    """Nodes of each stage and the seconds that they took, from which later runs are estimated."""
-    spent: dict[str, dict[str, float]] = {}
-    for one in stages:
-        stage = spent.setdefault(one.manifest["stage"], {"count": 0, "seconds": 0.0})
-        stage["count"] += 1
-        stage["seconds"] = round(stage["seconds"] + one.manifest["seconds"], 3)
-    return spent
 
 
 def record(result: Result, folder: Path, *, seed: int) -> bool:

@@ -9,6 +9,7 @@ class KnnDknnAttack:
     """Chapter 1. Every ``*_images`` field counts test digits; :meth:`with_images` caps the attacked ones."""
 
     datasets: ClassVar[tuple[str, ...]] = ("mnist",)
+    published: ClassVar[tuple[str, ...]] = datasets
     dataset: str = "mnist"
     # Data. 60,000 neighbours for both classifiers, 9,250 test digits after 750 for calibration (C).
     knn_database: int = 60_000

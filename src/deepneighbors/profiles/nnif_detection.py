@@ -13,6 +13,7 @@ class NnifDetection:
     """
 
     datasets: ClassVar[tuple[str, ...]] = ("mnist", "cifar10", "cifar100", "svhn")
+    published: ClassVar[tuple[str, ...]] = ("cifar10", "cifar100", "svhn")  # those of the paper
     slow: ClassVar[tuple[str, ...]] = ("jsma", "cw", "ead", "cw_opt")
     dataset: str = "cifar10"
     # 1,000 validation images, the rest trains; 1,000 and 10,000 are attacked (P).

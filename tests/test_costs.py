@@ -1,0 +1,47 @@
+"""Costs of stages: what a result keeps, and what is estimated from it."""
+
+import json
+
+import pytest
+
+from deepneighbors import costs, plan
+from deepneighbors.experiments import Run
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    return plan.nodes_of(Run("nnif_detection", profile="smoke", device="cpu"))
+
+
+def of(nodes, stage, attack):
+    return [node for node in nodes if node.stage.name == stage and costs.label(node, "attack") == attack]
+
+
+def test_work_counts_images_and_epochs(nodes):
+    by_stage = {node.stage.name: node for node in nodes}
+    assert costs.work(by_stage["train_thin_resnet"]) == 2_000 * 3
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "fgsm")} == {40}
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "cw")} == {25}
+    assert costs.work(by_stage["detect"]) == 1
+
+
+def test_a_node_costs_what_others_for_its_attack_did(nodes):
+    fast, slow = of(nodes, "attack_classifier", "fgsm"), of(nodes, "attack_classifier", "cw")
+    known = costs.Costs([costs.spent([*((node, 4.0) for node in fast), *((node, 50.0) for node in slow)])])
+    assert known.seconds(fast[0]) == pytest.approx(4.0) and known.seconds(slow[0]) == pytest.approx(50.0)
+    larger = plan.nodes_of(Run("nnif_detection", profile="smoke", device="cpu", changes=("slow_test=50",)))
+    assert sorted(known.seconds(node) for node in of(larger, "attack_classifier", "cw")) == pytest.approx([50.0, 100.0])
+    (other,) = of(nodes, "attack_classifier", "jsma")[:1]  # of this stage, for an attack that was not measured
+    whole = sum([4.0 * len(fast), 50.0 * len(slow)]) / sum(costs.work(node) for node in (*fast, *slow))
+    assert known.seconds(other) == pytest.approx(whole * costs.work(other))
+    assert known.seconds(of(nodes, "train_thin_resnet", "")[0]) is None
+
+
+def test_records_without_parts_give_the_mean_of_a_stage(nodes, tmp_path):
+    (tmp_path / "below").mkdir()
+    for name, record in (("a", {"count": 1, "seconds": 2.0}), ("b", {"count": 3, "seconds": 18.0})):
+        (tmp_path / "below" / f"{name}.json").write_text(json.dumps({"provenance": {"stages": {"detect": record}}}))
+    (tmp_path / "old.json").write_text(json.dumps({"provenance": {"config": {}}}))
+    detect = next(node for node in nodes if node.stage.name == "detect")
+    assert costs.Costs.recorded(tmp_path / "nothing", tmp_path).seconds(detect) == 5.0
+    assert costs.Costs.recorded(tmp_path / "nothing").seconds(detect) is None
