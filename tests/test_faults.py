@@ -55,9 +55,9 @@ while True:
 # Fewer attacks and images in the chapter that has most of them, and all stages.
 CHANGES = {
     "nnif_detection": (
-        "attacks=fgsm,deepfool", "train_images=600", "epochs=2", "validation_images=60", "fast_validation=20",
-        "fast_test=20", "slow_validation=15", "slow_test=15", "steps=5", "dknn_k=0.2", "lid_k=5", "epsilons=1e-2",
-        "sizes=10", "adaptive_steps=5", "subset=200", "estimator_training=100",
+        "attacks=fgsm,deepfool", "train_images=1500", "epochs=3", "fast_validation=30", "fast_test=20",
+        "slow_validation=20", "slow_test=15", "steps=5", "dknn_k=0.2", "lid_k=5", "epsilons=1e-2", "sizes=10",
+        "adaptive_steps=5", "subset=200", "estimator_training=100",
     ),
 }  # fmt: skip
 
