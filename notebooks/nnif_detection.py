@@ -64,7 +64,7 @@ from deepneighbors.experiments.nnif_detection.tables import MASKS
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures as draw
 from deepneighbors.report import detection_tables as shape
-from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DATASETS, DETECTORS, matrix
+from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DETECTORS, data_words, matrix
 from deepneighbors.report.settings import unlike
 from deepneighbors.report.tables import row
 
@@ -76,11 +76,17 @@ chapter.grid(
 )
 MINE = chapter.run.dataset  # the data set of this run
 FULL = "cifar10"  # the data set of the full results that figures show
+PUBLISHED = SETTINGS["nnif_detection"]["full"].published
+# Data sets that tables show: that of the figures, others with recorded results, and this run's.
+SETS = list(dict.fromkeys([FULL, *(name for name in PUBLISHED if chapter.recorded("attacks", name)), MINE]))
+OTHERS = [name for name in PUBLISHED if name not in SETS]
+# Recorded results know their images; SVHN's may not be those of the official test set.
+WORDS = {name: data_words(name, chapter.recorded("attacks", name)) for name in (*PUBLISHED, MINE)}
 
 
 def where(result):
     """The data set and the profile of a result, for a caption."""
-    return f"{DATASETS[result.table['dataset'].iloc[0]]}, {chapter.source(result)}" if result else "not run"
+    return f"{WORDS[result.table['dataset'].iloc[0]]}, {chapter.source(result)}" if result else "not run"
 
 
 def modes_of(result):
@@ -113,12 +119,13 @@ def lines_of(name, this, dataset):
 # The recorded results of the full profile were made with these settings, which differ from the profile's.
 
 # %% tags=["hide-input"]
-RECORDED = {name: chapter.recorded(name, FULL) for name in experiments.CHAPTERS["nnif_detection"].experiments}
-chapter.grid(
-    unlike(RECORDED, SETTINGS["nnif_detection"]["full"]),
-    name="tab-nnif-unlike",
-    caption=f"Settings of the recorded results on {DATASETS[FULL]} that are not those of the full profile.",
-)
+for dataset_ in [name for name in SETS if name in PUBLISHED]:
+    recorded = {name: chapter.recorded(name, dataset_) for name in experiments.CHAPTERS["nnif_detection"].experiments}
+    chapter.grid(
+        unlike(recorded, SETTINGS["nnif_detection"]["full"]),
+        name=f"tab-nnif-unlike-{dataset_}",
+        caption=f"Settings of the recorded results on {WORDS[dataset_]} that are not those of the full profile.",
+    )
 
 # %% [markdown]
 # ## The method
@@ -155,7 +162,7 @@ attacks = chapter.result("attacks")
 
 def network_rows(dataset, mode):
     return [
-        row((DATASETS[dataset], mode, part), "clean_accuracy", experiment="nnif", dataset=dataset,
+        row((WORDS[dataset], mode, part), "clean_accuracy", experiment="nnif", dataset=dataset,
             network=shape.reference(mode), attack="none", setting=part, in_paper=False)
         for part in ("train", "validation", "test")
     ]  # fmt: skip
@@ -165,18 +172,18 @@ chapter.compare(
     attacks,
     partial=True,
     headings=("Data", "Mode", "Images"),
-    rows=[line for d in dict.fromkeys([FULL, MINE]) for m in modes_in("attacks", attacks, d) for line in network_rows(d, m)],
+    rows=[line for d in SETS for m in modes_in("attacks", attacks, d) for line in network_rows(d, m)],
     name="tab-nnif-networks",
     caption="Accuracy of the network. The paper prints none.",
 )
 
 
 # %% tags=["hide-input"]
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     chapter.grid(
         shape.attack_sizes(lines_of("attacks", attacks, dataset_), dataset=dataset_),
         name=f"tab-nnif-attacks-{dataset_}",
-        caption=f"Attacks on test images that the network has right, {DATASETS[dataset_]}: how often the label changes and the target is hit, and the mean size of the change, where the label has changed and then over all images as detectors see them. The paper's success rates are in its supplement, which could not be found.",
+        caption=f"Attacks on test images that the network has right, {WORDS[dataset_]}: how often the label changes and the target is hit, and the mean size of the change, where the label has changed and then over all images as detectors see them. The paper's success rates are in its supplement, which could not be found.",
     )
 
 # %% [markdown]
@@ -214,7 +221,7 @@ chapter.compare(
     headings=("Data", "Mode", "Image"),
     rows=[
         row(
-            (DATASETS[d], m, shown),
+            (WORDS[d], m, shown),
             "helpful_neighbor_share",
             experiment="nnif",
             dataset=d,
@@ -223,7 +230,7 @@ chapter.compare(
             setting=shown,
             in_paper=False,
         )
-        for d in dict.fromkeys([FULL, MINE])
+        for d in SETS
         for m in modes_in("gallery", gallery_here, d)
         for shown in ("clean", "attacked")
     ],  # fmt: skip
@@ -241,32 +248,31 @@ chapter.compare(
 detection = chapter.result("detection")
 ALL = [(name, "embedding" if name == "dknn" else "all", words) for name, words in DETECTORS]
 EMBEDDING = [(name, "embedding", words) for name, words in DETECTORS]
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=ALL, in_paper=dataset_ != "mnist"),
         name=f"tab-nnif-detection-{dataset_}",
-        caption=f"AUC (%) of each detector on each attack, {DATASETS[dataset_]}, all layers (the paper's table 1).",
+        caption=f"AUC (%) of each detector on each attack, {WORDS[dataset_]}, all layers (the paper's table 1).",
     )
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=EMBEDDING, in_paper=dataset_ != "mnist"),
         name=f"tab-nnif-embedding-{dataset_}",
-        caption=f"AUC (%) of each detector on each attack, {DATASETS[dataset_]}, embedding (the paper's figure 2).",
+        caption=f"AUC (%) of each detector on each attack, {WORDS[dataset_]}, embedding (the paper's figure 2).",
     )
 
 # %% tags=["hide-output", "hide-input"]
-OTHERS = [name for name in DATASETS if name not in (FULL, MINE, "mnist")]  # data sets of the paper alone
 for dataset_ in OTHERS:
     for kind, lines, words in (("detection", ALL, "all layers (table 1"), ("embedding", EMBEDDING, "embedding (figure 2")):
         chapter.grid(
             matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=lines),
             name=f"tab-nnif-{kind}-{dataset_}",
-            caption=f"AUC (%) of each detector on each attack, {DATASETS[dataset_]}, {words} of the paper).",
+            caption=f"AUC (%) of each detector on each attack, {WORDS[dataset_]}, {words} of the paper).",
         )
 
 # %% tags=["hide-input"]
 shown = chapter.shown("detection")
 published = draw.bar_heights(shape.published(FULL), shape.reference("faithful"))
-panels = [(f"published, {DATASETS[FULL]}", published)] + [
+panels = [(f"published, {WORDS[FULL]}", published)] + [
     (f"ours, {mode}, {where(shown)}", draw.bar_heights(shown.table, shape.reference(mode)))
     for mode in modes_of(shown)
     if shown
@@ -304,11 +310,11 @@ BESIDE = [
     ("nnif", "embedding", "NNIF"),
     *((name, "embedding", words) for name, words in CONTROLS),
 ]
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=BESIDE, in_paper=False),
         name=f"tab-nnif-controls-{dataset_}",
-        caption=f"AUC (%) of NNIF and of the controls, {DATASETS[dataset_]}; a dash where an attack or a control was left out.",
+        caption=f"AUC (%) of NNIF and of the controls, {WORDS[dataset_]}; a dash where an attack or a control was left out.",
     )
 
 # %% [markdown]
@@ -319,12 +325,12 @@ for dataset_ in dict.fromkeys([FULL, MINE]):
 # clean one. {numref}`tab-nnif-attacks-cifar10` has their shares. Without them:
 
 # %% tags=["hide-input"]
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     chapter.grid(
         matrix(lines_of("detection", detection, dataset_), dataset=dataset_, lines=[*ALL, *BESIDE[1:]], setting="successful",
                in_paper=False),
         name=f"tab-nnif-successful-{dataset_}",
-        caption=f"AUC (%) with attacked images whose label has changed only, {DATASETS[dataset_]}; detectors as before.",
+        caption=f"AUC (%) with attacked images whose label has changed only, {WORDS[dataset_]}; detectors as before.",
     )  # fmt: skip
 
 # %% [markdown]
@@ -345,11 +351,11 @@ chapter.figure(
 
 # %% tags=["hide-input"]
 ablation = chapter.result("ablation")
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     chapter.grid(
         shape.ablation(lines_of("ablation", ablation, dataset_), dataset=dataset_, in_paper=dataset_ == FULL),
         name=f"tab-nnif-ablation-{dataset_}",
-        caption=f"AUC and accuracy (%) of NNIF on DeepFool with each choice of its features at the embedding, {DATASETS[dataset_]} (the paper's table 2, whose accuracy of 99.29 % for D↑ R↓ fits none of its neighbours).",
+        caption=f"AUC and accuracy (%) of NNIF on DeepFool with each choice of its features at the embedding, {WORDS[dataset_]} (the paper's table 2, whose accuracy of 99.29 % for D↑ R↓ fits none of its neighbours).",
     )
 
 # %% tags=["hide-input"]
@@ -368,7 +374,7 @@ frames = [
 chapter.grid(
     pd.concat(frames).rename(columns={"Detector": "Features"}),
     name="tab-nnif-ablation-attacks",
-    caption=f"AUC (%) of NNIF with each choice of its features on the other attacks, {DATASETS[ablated]}; a dash where an attack was left out.",
+    caption=f"AUC (%) of NNIF with each choice of its features on the other attacks, {WORDS[ablated]}; a dash where an attack was left out.",
 )
 
 # %% [markdown]
@@ -377,13 +383,13 @@ chapter.grid(
 # %% tags=["hide-input"]
 generalisation = chapter.result("generalisation")
 UNSEEN = [pair for pair in ATTACKS if pair[0] != "fgsm"]
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     chapter.grid(
         matrix(lines_of("generalisation", generalisation, dataset_), dataset=dataset_, attacks=UNSEEN, setting="learned=fgsm",
                lines=[*EMBEDDING, *((name, "all", f"{words}, all layers") for name, words in DETECTORS[1:])],
                in_paper=dataset_ != "mnist"),
         name=f"tab-nnif-generalisation-{dataset_}",
-        caption=f"AUC (%) of detectors that have learned from FGSM alone, {DATASETS[dataset_]} (the paper's table 3 has the embedding).",
+        caption=f"AUC (%) of detectors that have learned from FGSM alone, {WORDS[dataset_]} (the paper's table 3 has the embedding).",
     )  # fmt: skip
 
 # %% [markdown]
@@ -395,7 +401,7 @@ for dataset_ in OTHERS:
         matrix(lines_of("generalisation", generalisation, dataset_), dataset=dataset_, attacks=UNSEEN, setting="learned=fgsm",
                lines=EMBEDDING),
         name=f"tab-nnif-generalisation-{dataset_}",
-        caption=f"AUC (%) of detectors that have learned from FGSM alone, {DATASETS[dataset_]}, embedding (the paper's table 3).",
+        caption=f"AUC (%) of detectors that have learned from FGSM alone, {WORDS[dataset_]}, embedding (the paper's table 3).",
     )  # fmt: skip
 
 # %% [markdown]
@@ -431,8 +437,8 @@ for setting, words in (
     everything = EMBEDDING + BESIDE[2:]
     kept = {"mixed": EMBEDDING, "single": [EMBEDDING[i] for i in (0, 2, 3)]}.get(setting, everything)
     frames = [
-        matrix(lines_of("views", views, d), dataset=d, lines=kept, setting=setting, in_paper=False).assign(Data=DATASETS[d])
-        for d in dict.fromkeys([FULL, MINE])
+        matrix(lines_of("views", views, d), dataset=d, lines=kept, setting=setting, in_paper=False).assign(Data=WORDS[d])
+        for d in SETS
     ]
     table = pd.concat(frames)
     chapter.grid(
@@ -475,7 +481,7 @@ chapter.compare(
     headings=("Data", "Mode", "Estimator"),
     rows=[
         row(
-            (DATASETS[d], m, words),
+            (WORDS[d], m, words),
             metric,
             experiment="nnif",
             dataset=d,
@@ -484,7 +490,7 @@ chapter.compare(
             in_paper=False,
             kind="plain" if metric in ("spearman", "seconds_per_query") else "",
         )
-        for d in dict.fromkeys([FULL, MINE])
+        for d in SETS
         for m in modes_in("estimators", estimators, d)
         for name, words in ESTIMATORS
         for metric in ("spearman", "top_overlap", "auc", "seconds_per_query")
@@ -504,12 +510,12 @@ chapter.compare(
 
 # %% tags=["hide-input"]
 fast = chapter.result("fast")
-for dataset_ in dict.fromkeys([FULL, MINE]):
+for dataset_ in SETS:
     found = chapter.recorded("fast", dataset_) or (fast if dataset_ == MINE else chapter.recorded("fast", dataset_))
     chapter.grid(
         shape.by_method(found, modes_of(found)[0]),
         name=f"tab-nnif-fast-{dataset_}",
-        caption=f"Fast detectors at the embedding, on every attack of the ablation ({where(found) if found else DATASETS[dataset_]}): AUC; share of attacked images that are detected at 5 % false positives of test images (the threshold's limit comes from validation images, so that its false positives are a result); milliseconds an image beside the network's own; seconds once, for all training images; and the share of the true extremes that an index finds.",
+        caption=f"Fast detectors at the embedding, on every attack of the ablation ({where(found) if found else WORDS[dataset_]}): AUC; share of attacked images that are detected at 5 % false positives of test images (the threshold's limit comes from validation images, so that its false positives are a result); milliseconds an image beside the network's own; seconds once, for all training images; and the share of the true extremes that an index finds.",
     )
 
 # %% [markdown]
@@ -530,7 +536,7 @@ def white_box_rows(dataset, mode):
     for name, words in DETECTORS:
         rows.append(
             row(
-                (DATASETS[dataset], mode, words, "CW"),
+                (WORDS[dataset], mode, words, "CW"),
                 "accuracy",
                 attack="cw",
                 detector=name,
@@ -542,18 +548,18 @@ def white_box_rows(dataset, mode):
         for setting, seen in (("white_box", "CW-Opt, learned"), ("learned=cw", "CW-Opt, learned from CW")):
             paper = theirs if setting == "white_box" else {"in_paper": False}
             for metric in ("accuracy", "auc"):
-                rows.append(row((DATASETS[dataset], mode, words, seen), metric, attack="cw_opt", detector=name, setting=setting,
+                rows.append(row((WORDS[dataset], mode, words, seen), metric, attack="cw_opt", detector=name, setting=setting,
                                 **common, **paper))  # fmt: skip
     common.pop("layer")
     for metric in ("success", "mean_l2"):
         rows.append(
-            row((DATASETS[dataset], mode, "-", "CW-Opt"), metric, attack="cw_opt", layer="", in_paper=False, **common)
+            row((WORDS[dataset], mode, "-", "CW-Opt"), metric, attack="cw_opt", layer="", in_paper=False, **common)
         )
     for metric in ("success", "mean_l2") if mode == "clean" else ():
-        rows.append(row((DATASETS[dataset], mode, "NNIF", "adaptive"), metric, attack="adaptive", detector="nnif",
+        rows.append(row((WORDS[dataset], mode, "NNIF", "adaptive"), metric, attack="adaptive", detector="nnif",
                         layer="embedding", in_paper=False, **common))  # fmt: skip
     for attack, words in (("cw", "CW"), ("adaptive", "adaptive")) if mode == "clean" else ():
-        rows.append(row((DATASETS[dataset], mode, "NNIF", words), "evaded", attack=attack, detector="nnif", layer="embedding",
+        rows.append(row((WORDS[dataset], mode, "NNIF", words), "evaded", attack=attack, detector="nnif", layer="embedding",
                         kind="percent", in_paper=False, **common))  # fmt: skip
     return rows
 
@@ -565,7 +571,7 @@ chapter.compare(
     headings=("Data", "Mode", "Detector", "Attack"),
     rows=[
         line
-        for d in dict.fromkeys([FULL, MINE])
+        for d in SETS
         for m in modes_in("white_box", white_box, d)
         for line in white_box_rows(d, m)
     ],
@@ -630,7 +636,7 @@ chapter.grid(
 #   ({numref}`tab-nnif-estimators`), since all of it would take days.
 # - Targets are drawn anew; the paper's are not reproducible. Hyper-parameters are chosen on validation images, which the
 #   paper's text says and its scripts do not do.
-# - Numbers of images and of steps of the recorded results stand in {numref}`tab-nnif-unlike`.
+# - Numbers of images and of steps of the recorded results stand in {numref}`tab-nnif-unlike-cifar10`.
 #
 # ## Exercises
 #

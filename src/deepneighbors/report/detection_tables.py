@@ -32,6 +32,7 @@ SIZES = {
     "L2 if changed": "mean_l2", "L0": "mean_l0_all", "L1": "mean_l1_all", "L2": "mean_l2_all", "L∞": "mean_linf_all",
 }  # fmt: skip
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
+OFFICIAL = {"svhn": (73_257, 26_032)}  # images to train and to test on, where other versions of a set are about
 CIFAR10 = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FEATURES: tuple[Label, ...] = (("r_up", "R↑"), ("d_up", "D↑"), ("r_down", "R↓"), ("d_down", "D↓"))
 
@@ -59,6 +60,14 @@ def matrix(
             ours = {**names, "network": reference(mode)}
             rows.append([words, title, *(_cell(result, attack=a, **ours) for a, _ in attacks)])
     return pd.DataFrame(rows, columns=["Detector", "Source", *(words for _, words in attacks)])
+
+
+def data_words(dataset: str, result: Result | NotRun) -> str:
+    """Name of a data set; with a result that was computed on other images than the official ones, it says so."""
+    images = tuple(result.provenance.get("data_images", ())) if isinstance(result, Result) else ()
+    if dataset in OFFICIAL and images and images != OFFICIAL[dataset]:
+        return f"{DATASETS[dataset]} (tested on {images[1]:,} images held out of the official training set)"
+    return DATASETS[dataset]
 
 
 def _paper_cell(**names: str) -> str:
