@@ -43,12 +43,12 @@ def test_a_machine_ends_where_its_memory_does():
 def test_machines_are_simulated_from_recorded_costs(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPNEIGHBORS_RECORDED", str(tmp_path))
     run = Run("poisoning_ila", profile="full", device="cpu")
-    assert growth.on_gpus(run)["Machines"].tolist() == [growth.NOT_RUN]
+    assert growth.on_machines([run])["Machines"].tolist() == [growth.NOT_RUN]
     nodes = plan.nodes_of(run)
     spent = {node.stage.name: {"count": 2, "seconds": 20.0} for node in nodes}
     (tmp_path / "poisoning_ila").mkdir()
     (tmp_path / "poisoning_ila" / "defences.json").write_text(json.dumps({"provenance": {"stages": spent}}))
-    frame = growth.on_gpus(run, (1, 4))
+    frame = growth.on_machines([run], (1, 4))
     assert frame["Machines"].tolist() == ["1", "4"]
     assert frame["Wall time"][0] == f"{10 * len(nodes) / 3600:.1f} h"
     assert 1 < float(frame["Speed-up"][1]) <= 4

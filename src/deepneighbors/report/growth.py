@@ -1,11 +1,11 @@
 """The page on the cost of growth: how time and memory grow with the training set, and a run on many GPUs on paper."""
 
-import os
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from deepneighbors import plan
+from deepneighbors import paths, plan
 from deepneighbors._text import duration
 from deepneighbors.experiments import Run
 from deepneighbors.report.figures import Canvas
@@ -79,20 +79,32 @@ def _short(seconds: float) -> str:
     return f"{1e3 * seconds:.2g} ms" if seconds < 1 else f"{seconds:.2g} s"
 
 
-def on_gpus(run: Run, workers: tuple[int, ...] = (1, 4, 16, 64)) -> pd.DataFrame:
-    """How long all tasks of a run take on so many equal machines, from the recorded costs of its stages."""
-    seconds, tasks = plan.recorded_seconds(run), plan.tasks(run)
+def on_machines(runs: Sequence[Run], workers: tuple[int, ...] = (1, 4, 16, 64)) -> pd.DataFrame:
+    """How long all tasks of some runs take on so many equal machines, from the recorded costs of their stages."""
+    tasks, seconds = list[plan.Task](), dict[str, float]()
     columns = ["Machines", "Wall time", "Speed-up", "Busy"]
-    if missing := {task.stage for task in tasks} - seconds.keys():
-        return pd.DataFrame([(NOT_RUN, f"no cost of {', '.join(sorted(missing))}", NOTHING, NOTHING)], columns=columns)
-    alone = plan.makespan(tasks, seconds, 1)
+    for run in runs:
+        costs = plan.recorded_costs(run)
+        for task in plan.tasks(run):
+            spent = [cost for node in task.nodes if (cost := costs.seconds(node)) is not None]
+            if len(spent) < len(task.nodes):
+                return pd.DataFrame([(NOT_RUN, f"no cost of {task.stage}", NOTHING, NOTHING)], columns=columns)
+            seconds[task.name] = sum(spent)
+            tasks.append(task)
     rows = []
     for count in workers:
-        taken = plan.makespan(tasks, seconds, count)
-        rows.append((str(count), duration(taken), f"{alone / taken:.1f}", f"{100 * alone / taken / count:.0f} %"))
+        taken = plan.makespan(tasks, lambda task: seconds[task.name], count)
+        speed_up = sum(seconds.values()) / taken
+        rows.append((str(count), duration(taken), f"{speed_up:.1f}", f"{100 * speed_up / count:.0f} %"))
     return pd.DataFrame(rows, columns=columns)
 
 
-def load(folder: str | os.PathLike) -> Result:
-    """The recorded measurement."""
-    return Result.load(folder, "growth")
+def load() -> Result:
+    """The measurement in the repository."""
+    return Result.load(paths.ROOT / "results" / "growth", "growth")
+
+
+def machine(result: Result) -> str:
+    """The machine of a measurement, for a caption."""
+    hardware = result.provenance["hardware"]
+    return f"{hardware['cores']} cores, {hardware['memory_gb']:.0f} GB"
