@@ -9,6 +9,7 @@ class PoisoningIla:
     """Chapter 3. Sources: R, the report of 2021; S, the code of secml 0.15.6 and cleverhans 3.1; ours unless named."""
 
     datasets: ClassVar[tuple[str, ...]] = ("mnist",)
+    published: ClassVar[tuple[str, ...]] = datasets
     dataset: str = "mnist"
     # Seeds of networks, poison and attacks are this many, from the run's seed on.
     seeds: int = 5
