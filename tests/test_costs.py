@@ -17,12 +17,21 @@ def of(nodes, stage, attack):
     return [node for node in nodes if node.stage.name == stage and costs.label(node, "attack") == attack]
 
 
-def test_work_counts_images_and_epochs(nodes):
+def test_work_counts_images_epochs_and_steps(nodes):
     by_stage = {node.stage.name: node for node in nodes}
     assert costs.work(by_stage["train_thin_resnet"]) == 2_000 * 3
     assert {costs.work(node) for node in of(nodes, "attack_classifier", "fgsm")} == {40}
-    assert {costs.work(node) for node in of(nodes, "attack_classifier", "cw")} == {25}
-    assert costs.work(by_stage["detect"]) == 1
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "deepfool")} == {40 * 50}
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "cw")} == {25 * 1 * 10}
+    assert {costs.work(node) for node in of(nodes, "attack_cw_opt", "cw_opt")} == {25 * 1 * 10}
+    assert costs.work(by_stage["evade"]) == 10 * 30 and costs.work(by_stage["detect"]) == 1
+    paper = plan.nodes_of(Run("nnif_detection", profile="full", device="cpu", n=1_000), ["attacks"])
+    assert {costs.work(node) for node in of(paper, "attack_classifier", "cw")} == {500 * 5 * 1_000}
+
+
+def test_trying_more_of_mahalanobis_costs_more(nodes):
+    features = [node for node in nodes if node.config.get("detector") == "mahalanobis" and "grid" in node.config]
+    assert {costs.work(node) for node in features} == {40 * 2, 25 * 2}
 
 
 def test_a_node_costs_what_others_for_its_attack_did(nodes):

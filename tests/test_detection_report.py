@@ -14,6 +14,7 @@ from deepneighbors.report.detection_tables import (
     attack_sizes,
     by_method,
     chosen,
+    data_words,
     matrix,
     reference,
 )
@@ -74,6 +75,15 @@ def test_the_ablation_has_a_line_a_choice_and_the_papers_number_beside_ours():
     assert len(frame) == 15 and frame.loc["D↑ R↓"].tolist()[0::2] == ["99.79", "99.29"]
     assert frame.loc["D↑ R↓", "AUC, full"].startswith("87.5 [") and frame.loc["D↑ R↓", "accuracy, full"].startswith("75.0 [")
     assert frame.loc["R↑", "AUC, full"] == "-"
+
+
+def test_a_set_that_is_not_the_official_one_says_what_tested_it():
+    def on(images):
+        return Result("attacks", table([statistic_row(1, n=1, metric="success", **NAMES)]), {}, {"data_images": images})
+
+    assert data_words("svhn", on([42_000, 10_000])) == "SVHN (tested on 10,000 images held out of the official training set)"
+    assert data_words("svhn", on([73_257, 26_032])) == data_words("svhn", NotRun("attacks")) == "SVHN"
+    assert data_words("cifar10", on([50_000, 10_000])) == "CIFAR-10"
 
 
 def test_another_data_set_or_no_result_is_not_run(known):

@@ -130,8 +130,7 @@ class Book:
     def stamp(self, source: Path, profile: str) -> str:
         """Hash of all that can change the page of a notebook."""
         package = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".csv", ".json", ".mplstyle")]
-        recorded = self.root / "results" / "full"
-        results = [path for path in recorded.rglob("*") if path.is_file()]
+        results = [path for path in (self.root / "results").rglob("*") if path.is_file()]
         if source.stem == SUMMARY:
             results += (findings.folder(profile)).rglob("*.csv")
         code = fingerprint(["deepneighbors"])

@@ -1,16 +1,27 @@
 """What stages cost: seconds by stage, attack and detector, kept with each result, and estimates of others from them.
 
-Time is taken as proportional to :func:`work`: to the images of a node and the epochs over them.
+Time is taken as proportional to :func:`work`: to the images of a node, and the epochs or the steps of an attack over them.
 """
 
+import inspect
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deepneighbors.attacks.classifier import SETTINGS
+from deepneighbors.attacks.cw_opt import CWOpt
 from deepneighbors.store import Node
+
+# Settings that repeat all the work of an image, and their values where a config leaves them to the attack.
+_REPEATS = ("epochs", "steps", "search_steps", "binary_search_steps")
+_DEFAULTS: dict[str, Mapping[str, Any]] = {
+    **{attack: settings.values for attack, settings in SETTINGS.items()},
+    "cw_opt": {name: option.default for name, option in inspect.signature(CWOpt).parameters.items()},
+}
 
 
 @cache
@@ -26,13 +37,21 @@ def label(node: Node, name: str) -> str:
 
 
 def work(node: Node) -> int:
-    """Images of a node, times epochs, as its config names them: a slice, ``images`` or ``train_images``; else 1."""
+    """Images of a node, times epochs and steps of an attack, as its config names them; never less than 1.
+
+    Images are those of a slice, ``images`` or ``train_images``. Mahalanobis' preprocessing is tried with each number of its
+    ``grid``.
+    """
     config = node.config
     sliced = config["stop"] - config["start"] if "stop" in config else None
     sizes = (sliced, config.get("images"), config.get("train_images"))
     images = next((size for size in sizes if isinstance(size, int)), 1)
-    epochs = config.get("epochs", 1)
-    return images * (epochs if isinstance(epochs, int) else 1)
+    options = config.get("options")
+    values = {**_DEFAULTS.get(str(config.get("attack")), {}), **config, **(options if isinstance(options, dict) else {})}
+    repeats = [values[name] for name in _REPEATS if isinstance(values.get(name), int)]
+    if config.get("detector") == "mahalanobis":
+        repeats.append(len(config.get("grid", ())))
+    return math.prod(max(1, count) for count in (images, *repeats))
 
 
 def spent(nodes: Iterable[tuple[Node, float]]) -> dict[str, dict[str, Any]]:
