@@ -552,9 +552,7 @@ def white_box_rows(dataset, mode):
                                 **common, **paper))  # fmt: skip
     common.pop("layer")
     for metric in ("success", "mean_l2"):
-        rows.append(
-            row((WORDS[dataset], mode, "-", "CW-Opt"), metric, attack="cw_opt", layer="", in_paper=False, **common)
-        )
+        rows.append(row((WORDS[dataset], mode, "-", "CW-Opt"), metric, attack="cw_opt", layer="", in_paper=False, **common))
     for metric in ("success", "mean_l2") if mode == "clean" else ():
         rows.append(row((WORDS[dataset], mode, "NNIF", "adaptive"), metric, attack="adaptive", detector="nnif",
                         layer="embedding", in_paper=False, **common))  # fmt: skip
@@ -569,12 +567,7 @@ chapter.compare(
     paper="cohen2020",
     partial=True,
     headings=("Data", "Mode", "Detector", "Attack"),
-    rows=[
-        line
-        for d in SETS
-        for m in modes_in("white_box", white_box, d)
-        for line in white_box_rows(d, m)
-    ],
+    rows=[line for d in SETS for m in modes_in("white_box", white_box, d) for line in white_box_rows(d, m)],
     name="tab-nnif-white-box",
     caption="Attacks that know of the detector (the paper's table 4 and beyond). *evaded* is the share of all attacked images that fool the classifier and pass NNIF; the adaptive attack's L2 is over those.",
 )

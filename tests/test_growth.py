@@ -35,7 +35,7 @@ def test_a_machine_ends_where_its_memory_does():
     (line,) = growth.summary(measured(), memory_gib=24.0).to_dict("records")
     assert line["Largest size"] == "100,000" and line["Memory"] == "1.0 GiB" and line["Preparation"] == "1.0 s"
     assert float(line["24 GiB end at"]) == pytest.approx(24e5)
-    assert line["A query"] == "2e+02 ms" and line["Recall"] == "-"
+    assert line["A query"] == "200 ms" and line["Recall"] == "-"
     (small,) = growth.summary(measured(gib=1e-9)).to_dict("records")
     assert small["24 GiB end at"] == "-"  # nothing that can be told from what a process holds anyway
 

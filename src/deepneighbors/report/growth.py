@@ -40,7 +40,7 @@ def slope(points: np.ndarray, values: np.ndarray, least: int = 10_000) -> float:
 
 def growth(canvas: Canvas, table: pd.DataFrame) -> None:
     """Seconds a query and memory against training points, both axes logarithmic."""
-    _, axes = canvas(1, 2, size=(7, 3.4))
+    figure, axes = canvas(1, 2, size=(7, 3.4))
     for axis, metric, label in zip(
         axes, ("seconds_per_query", "memory_gib"), ("seconds a query", "memory, GiB"), strict=True
     ):
@@ -48,7 +48,7 @@ def growth(canvas: Canvas, table: pd.DataFrame) -> None:
             kept = values > (_LEAST if metric == "memory_gib" else 0)
             axis.loglog(points[kept], values[kept], marker=_MARKERS[method], label=METHODS[method])
         axis.set(xlabel="training points", ylabel=label)
-    axes[0].legend(fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS), fontsize=9)
 
 
 def summary(table: pd.DataFrame, memory_gib: float = 24.0) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def summary(table: pd.DataFrame, memory_gib: float = 24.0) -> pd.DataFrame:
     for method, (points, values) in times.items():
         largest, memory = int(points[-1]), held[method][1][-1]
         end = f"{memory_gib / memory * largest:.1e}" if memory > _LEAST else NOTHING
-        recall = f"{recalls[method][1][-1]:.2f}" if method in recalls else NOTHING
+        recall = f"{recalls[method][1][-1]:.3f}" if method in recalls else NOTHING
         rows.append((METHODS[method], f"{largest:,}", duration(fits[method][1][-1]), _short(values[-1]), recall,
                      f"{slope(points, values):.2f}", f"{memory:.1f} GiB", end))  # fmt: skip
     columns = [
@@ -76,7 +76,7 @@ def summary(table: pd.DataFrame, memory_gib: float = 24.0) -> pd.DataFrame:
 
 
 def _short(seconds: float) -> str:
-    return f"{1e3 * seconds:.2g} ms" if seconds < 1 else f"{seconds:.2g} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def on_machines(runs: Sequence[Run], workers: tuple[int, ...] = (1, 4, 16, 64)) -> pd.DataFrame:
