@@ -107,10 +107,11 @@ def test_costs_are_means_of_what_is_done_times_what_is_left(run):
     assert done.seconds == pytest.approx(sum(spent) / len(spent))
 
 
-def test_a_cost_that_is_recorded_serves_where_the_store_has_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["recorded", "costs"])  # with results, and of few images where no result has any
+def test_a_cost_that_is_recorded_serves_where_the_store_has_none(place, tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "store"))
     monkeypatch.setenv("DEEPNEIGHBORS_RECORDED", str(tmp_path / "recorded"))
-    folder = tmp_path / "recorded" / "poisoning_ila"
+    folder = tmp_path / place / "poisoning_ila"
     folder.mkdir(parents=True)
     for name, count, seconds in ((POISONED, 4, 10.0), ("mixtures", 1, 5.0)):
         spent = {"poison_points": {"count": count, "seconds": seconds}}

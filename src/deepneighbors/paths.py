@@ -29,3 +29,8 @@ def data() -> Path:
 def recorded() -> Path:
     """Folder of the recorded results of the full profile: ``$DEEPNEIGHBORS_RECORDED``, else ``results/full/`` there."""
     return Path(os.environ.get("DEEPNEIGHBORS_RECORDED", ROOT / "results" / "full"))
+
+
+def costs() -> Path:
+    """Folder of what stages cost on few images: ``costs/`` beside the recorded results."""
+    return recorded().parent / "costs"

@@ -193,10 +193,13 @@ def recorded_states(run: Run) -> dict[str, str]:
 
 
 def recorded_costs(run: Run) -> Costs:
-    """Costs kept with the recorded results of the run's data set, else of the chapter's others; none below ``full``."""
+    """Costs kept with the recorded results of the run's data set, else of the chapter's others, else those of few images.
+
+    None below ``full``.
+    """
     if run.profile != "full":
         return Costs(())
-    return Costs.recorded(paths.recorded() / run.folder, paths.recorded() / run.chapter)
+    return Costs.recorded(paths.recorded() / run.folder, paths.recorded() / run.chapter, paths.costs() / run.chapter)
 
 
 def makespan(tasks: Sequence[Task], seconds: Callable[[Task], float], workers: int) -> float:

@@ -1,0 +1,44 @@
+"""Keep what the stages of a chapter cost, for `deepneighbors plan` where no recorded result knows.
+
+    deepneighbors run nnif_detection --dataset cifar10 --profile full --n 50 --set modes=clean
+    python benchmarks/stage_costs.py nnif_detection --dataset cifar10 --n 50 --set modes=clean
+
+Writes the seconds of the stages of these settings that the store has, by stage, attack and detector, to results/costs. What
+does not depend on the number of images, such as the activations of all training images, counts in full, so that few images
+overestimate.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from deepneighbors import costs, data, paths, plan
+from deepneighbors._files import write_file
+from deepneighbors.experiments import Run
+from deepneighbors.provenance import provenance
+
+
+def main() -> None:
+    """Write the costs of what the store has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chapter")
+    parser.add_argument("--dataset")
+    parser.add_argument("--n", type=int)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="NAME=VALUE")
+    chosen = parser.parse_args()
+    run = Run(chosen.chapter, "full", n=chosen.n, dataset=chosen.dataset, changes=tuple(chosen.changes))
+    spent = {node: run.store.seconds(node) for node in plan.nodes_of(run) if run.store.state(node) == "done"}
+    origin = provenance(
+        config={"profile": run.profile, "seed": run.seed, **asdict(run.settings)},
+        code_fingerprint="",  # costs age with the machine, not with the code
+        data_fingerprint=data.load(run.settings.dataset).fingerprint,
+        seconds=sum(spent.values()),
+    )
+    origin["stages"] = costs.spent(spent.items())
+    path = paths.costs() / run.folder / "stages.json"
+    write_file(path, (json.dumps({"provenance": origin}, indent=1, sort_keys=True) + "\n").encode())
+    print(f"{path}: {len(spent)} stages")
+
+
+if __name__ == "__main__":
+    main()
