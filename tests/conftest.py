@@ -17,6 +17,14 @@ from deepneighbors.networks import MnistCNN
 
 torch.set_num_threads(1)
 
+LONGEST = ("test_workflow.py", "test_faults.py", "test_notebooks.py")  # minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that two workers end together."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 def blobs(count: int, *, seed: int, classes: int = 3, spread: float = 0.12) -> tuple[Tensor, Tensor]:
     """``count`` images (count, 1, 28, 28) around one random image a class, with labels."""

@@ -7,10 +7,11 @@ from deepneighbors.paths import ROOT
 from deepneighbors.report.gate import gate
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ELSEWHERE = "poisoning_ila"  # the test of the workflow executes this one, and passes it through the gate
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != ELSEWHERE], ids=lambda path: path.stem)
 def test_notebook_runs_and_passes_the_gate(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "artifacts"))
     out = tmp_path / path.name

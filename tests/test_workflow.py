@@ -15,6 +15,7 @@ import yaml
 
 from deepneighbors import plan
 from deepneighbors.experiments import Run
+from deepneighbors.report.gate import gate
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTER = "poisoning_ila"  # the fewest stages of the three at the smoke profile
@@ -61,8 +62,8 @@ def check_receipts(store: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_papermill(tmp_path_factory):
-    """Manifests that the notebook makes when papermill runs it."""
+def executed(tmp_path_factory):
+    """A folder with the chapter's notebook as papermill executed it, and its store."""
     folder = tmp_path_factory.mktemp("papermill")
     command = [
         sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{CHAPTER}.ipynb"), str(folder / "out.ipynb"), "-p",
@@ -70,7 +71,18 @@ def by_papermill(tmp_path_factory):
     ]  # fmt: skip
     done = subprocess.run(command, env=environment(folder / "artifacts"), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    return manifests(folder / "artifacts")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_papermill(executed):
+    """Manifests that the notebook makes."""
+    return manifests(executed / "artifacts")
+
+
+def test_the_notebook_runs_and_passes_the_gate(executed):
+    """As the other notebooks in their own tests; this one would take minutes twice."""
+    gate(executed / "out.ipynb")
 
 
 def test_snakemake_on_one_machine_makes_what_papermill_makes(by_papermill, tmp_path):

@@ -148,7 +148,7 @@ SETTINGS: dict[str, PoisoningIla] = {
         backdoor_rates=(0.02,),
         retrained=("credibility",),
         # Intermediate Level Attack.
-        ila_train_images=1_500,
+        ila_train_images=1_000,
         ila_test_images=500,
         ila_epochs=2,
         ila_images=20,
