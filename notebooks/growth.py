@@ -20,8 +20,6 @@ if importlib.util.find_spec("deepneighbors") is None:
 profile = "quick"
 
 # %% tags=["hide-input"]
-from deepneighbors.experiments import Run
-from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import growth, notebook
 
 page, parameters = notebook.start_page(globals(), parameters=("profile",))
@@ -78,6 +76,9 @@ page.grid(
 # task that is ready.
 
 # %% tags=["hide-input"]
+from deepneighbors.experiments import Run
+from deepneighbors.profiles import SETTINGS
+
 grid = [
     Run("nnif_detection", profile="full", dataset=name, device="cpu")
     for name in SETTINGS["nnif_detection"]["full"].published
