@@ -61,7 +61,7 @@ from IPython.display import display
 from deepneighbors import experiments
 from deepneighbors.experiments.poisoning_ila.sources import FIXED_LAYERS
 from deepneighbors.paper import values
-from deepneighbors.profiles import SETTINGS
+from deepneighbors.profiles import EXPERIMENTS
 from deepneighbors.report import ila_figures, poisoning_figures, tables
 from deepneighbors.report.poisoning_tables import (
     ATTACKS,
@@ -79,6 +79,8 @@ from deepneighbors.report.poisoning_tables import (
 from deepneighbors.report.settings import unlike
 
 settings = asdict(chapter.run.settings)
+for experiment, own in EXPERIMENTS["poisoning_ila"].get(chapter.run.profile, {}).items():
+    settings |= {f"{setting} of {experiment}": value for setting, value in own.items()}
 chapter.grid(
     pd.DataFrame({"setting": list(settings), "value": [str(value) for value in settings.values()]}),
     name="tab-poison-settings",
@@ -106,12 +108,12 @@ def shown(name):
 
 # %% [markdown]
 # The recorded results of the full profile were made with these settings, which differ from the profile's: no GPU was at
-# hand. Where hundreds of networks are trained, each has fewer digits.
+# hand.
 
 # %% tags=["hide-input"]
 RECORDED = {name: chapter.recorded(name) for name in experiments.CHAPTERS["poisoning_ila"].experiments}
 chapter.grid(
-    unlike(RECORDED, SETTINGS["poisoning_ila"]["full"]),
+    unlike(RECORDED, experiments.Run("poisoning_ila", profile="full", device="cpu")),
     name="tab-poison-unlike",
     caption="Settings of the recorded results that are not those of the full profile.",
 )

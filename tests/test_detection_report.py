@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepneighbors.profiles import SETTINGS
+from deepneighbors.experiments import Run
 from deepneighbors.report import detection_figures, detection_tables
 from deepneighbors.report.detection_tables import (
     NOT_RUN,
@@ -105,13 +105,21 @@ def test_what_was_chosen_and_what_a_method_costs(known):
 
 
 def test_only_settings_that_differ_are_listed(known):
-    full = SETTINGS["nnif_detection"]["full"]
-    lowered = replace(full, epochs=30, sizes=(10, 50))
+    full = Run("nnif_detection", profile="full", device="cpu")
+    lowered = replace(full.settings, epochs=30, sizes=(10, 50))
     recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], {**vars(lowered), "sizes": [10, 50], "seed": 0})
     frame = unlike({"detection": recorded, "views": recorded, "fast": NotRun("fast")}, full)
     assert frame.set_index("setting")["recorded"].to_dict() == {"epochs": "30", "sizes": "10, 50"}
     assert set(frame["of"]) == {"detection, views"}
     assert unlike({"detection": NotRun("detection")}, full).to_numpy().tolist() == [["-"] * 4]
+
+
+def test_settings_of_one_experiment_are_compared_with_its_own():
+    full = Run("poisoning_ila", profile="full", device="cpu")
+    recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], vars(full.of("defences").settings))
+    assert full.of("defences").settings.cnn_images < full.settings.cnn_images
+    assert unlike({"defences": recorded}, full).to_numpy().tolist() == [["-"] * 4]
+    assert "cnn_images" in set(unlike({"mixtures": recorded}, full)["setting"])
 
 
 def test_a_bar_ends_at_the_auc_and_a_loss_by_all_layers_is_a_dash():

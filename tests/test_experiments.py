@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from deepneighbors import experiments, fingerprint, profiles
+from deepneighbors import experiments, fingerprint, plan, profiles
 from deepneighbors.errors import InputError
 from deepneighbors.experiments import base
 from deepneighbors.experiments.knn_dknn_attack import artefacts, stages
@@ -190,3 +190,16 @@ def test_a_stage_declares_every_module_that_it_names(chapter):
                 module == use or module.startswith(f"{use}.") or use.startswith(f"{module}.") for use in stage.uses
             )
             assert declared, f"{stage.name} does not declare {module}"
+
+
+def test_a_profile_may_have_settings_for_one_experiment_and_changes_go_before_them():
+    for chapter, by_profile in profiles.EXPERIMENTS.items():
+        for profile, own in by_profile.items():
+            assert profile in profiles.PROFILES and own.keys() <= experiments.CHAPTERS[chapter].experiments.keys()
+    full = experiments.Run("poisoning_ila", profile="full", device="cpu")
+    assert full.settings.cnn_images == full.of("mixtures").settings.cnn_images == 60_000
+    assert full.of("defences").settings.cnn_images == 3_000
+    changed = dataclasses.replace(full, changes=("cnn_images=500",))
+    assert changed.of("defences").settings.cnn_images == changed.of("mixtures").settings.cnn_images == 500
+    trained = {node.config["data"]["images"] for node in plan.nodes_of(full, ["defences"]) if "data" in node.config}
+    assert trained == {3_000}

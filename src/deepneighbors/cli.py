@@ -168,7 +168,7 @@ def _status(chosen: argparse.Namespace) -> int:
     for chapter_name, chapter in experiments.CHAPTERS.items():
         run = _make_run(chosen, chapter_name)
         for name, experiment in chapter.experiments.items():
-            nodes = list(run.store.walk(*experiment.nodes(run).values()))
+            nodes = list(run.store.walk(*experiment.nodes(run.of(name)).values()))
             for node in nodes:
                 if node.key not in states:  # experiments share stages, and reading one checks every byte
                     states[node.key] = (run.store.state(node), run.store.size(node))

@@ -69,7 +69,7 @@ def nodes_of(run: Run, experiments: Iterable[str] | None = None) -> list[Node]:
     wanted = list(known if experiments is None else experiments)
     for name in wanted:
         checks.one_of("experiment", name, known)
-    return list(run.store.walk(*(node for name in wanted for node in known[name].nodes(run).values())))
+    return list(run.store.walk(*(node for name in wanted for node in known[name].nodes(run.of(name)).values())))
 
 
 def tasks(run: Run, experiments: Iterable[str] | None = None) -> list[Task]:
@@ -183,10 +183,10 @@ def recorded_states(run: Run) -> dict[str, str]:
         result = recorded(run.chapter, name, dataset=run.dataset)
         if result is None:
             found[name] = "not run"
-        elif result.provenance["code_fingerprint"] != experiment.code(run):
+        elif result.provenance["code_fingerprint"] != experiment.code(run.of(name)):
             found[name] = "older code"
         else:
-            before, planned = result.provenance["config"], json.loads(json.dumps(asdict(run.settings)))
+            before, planned = result.provenance["config"], json.loads(json.dumps(asdict(run.of(name).settings)))
             same = all(before[setting] == value for setting, value in planned.items() if setting in before)
             found[name] = "recorded" if same else "other settings"
     return found

@@ -46,4 +46,4 @@ def recorded(chapter: str, name: str, *, profile: str = "full", dataset: str | N
 def code_fingerprint(chapter: str, name: str, *, profile: str = "quick") -> str:
     """Fingerprint of the present code of an experiment, to compare with a result's provenance."""
     run = Run(chapter, profile=profile, device="cpu")
-    return CHAPTERS[chapter].experiments[name].code(run)
+    return CHAPTERS[chapter].experiments[name].code(run.of(name))

@@ -39,6 +39,8 @@ class Run:
         Images for each attack, in place of the profile's numbers.
     changes
         Other settings in place of the profile's, each as text: see :func:`deepneighbors.profiles.changed`.
+    experiment
+        The one that is asked for, as :meth:`of` sets it: a profile may have settings for it.
     """
 
     chapter: str
@@ -48,6 +50,7 @@ class Run:
     n: int | None = None
     dataset: str | None = None
     changes: tuple[str, ...] = ()
+    experiment: str = ""
 
     def __post_init__(self) -> None:
         checks.one_of("chapter", self.chapter, profiles.SETTINGS)
@@ -63,10 +66,15 @@ class Run:
 
     @cached_property
     def settings(self) -> Any:
-        """The profile's settings of the chapter, with ``dataset``, ``n`` and ``changes`` applied in this order."""
-        settings = replace(profiles.SETTINGS[self.chapter][self.profile], dataset=self.dataset)
+        """The profile's settings of the chapter and experiment; then ``dataset``, ``n`` and ``changes`` in this order."""
+        own = profiles.EXPERIMENTS.get(self.chapter, {}).get(self.profile, {}).get(self.experiment, {})
+        settings = replace(profiles.SETTINGS[self.chapter][self.profile], **own, dataset=self.dataset)
         settings = settings if self.n is None else settings.with_images(self.n)
         return profiles.changed(settings, self.changes)
+
+    def of(self, experiment: str) -> "Run":
+        """The same for one experiment, with the settings that its profile has for it."""
+        return replace(self, experiment=experiment)
 
     @cached_property
     def store(self) -> Store:
@@ -123,7 +131,7 @@ class Chapter:
 def compute(run: Run, chapter: Chapter, name: str) -> Result:
     """Run what is missing, summarise, and save the result; the full profile also records it for the repository."""
     checks.one_of("experiment", name, chapter.experiments)
-    experiment = chapter.experiments[name]
+    experiment, run = chapter.experiments[name], run.of(name)
     start = time.perf_counter()
     nodes = experiment.nodes(run)
     # First, and with the code every key: the source may be edited while a long run goes on.

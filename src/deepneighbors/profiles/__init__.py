@@ -11,7 +11,7 @@ from deepneighbors.profiles.knn_dknn_attack import KnnDknnAttack
 from deepneighbors.profiles.nnif_detection import NnifDetection
 from deepneighbors.profiles.poisoning_ila import PoisoningIla
 
-__all__ = ["PROFILES", "SETTINGS", "KnnDknnAttack", "NnifDetection", "PoisoningIla", "changed"]
+__all__ = ["EXPERIMENTS", "PROFILES", "SETTINGS", "KnnDknnAttack", "NnifDetection", "PoisoningIla", "changed"]
 
 PROFILES = ("smoke", "quick", "full")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -19,3 +19,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nnif_detection": nnif_detection.SETTINGS,
     "poisoning_ila": poisoning_ila.SETTINGS,
 }
+
+# Settings of single experiments that are not those of their profile: by chapter, profile and experiment.
+EXPERIMENTS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {"poisoning_ila": poisoning_ila.EXPERIMENTS}
