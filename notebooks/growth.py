@@ -71,9 +71,9 @@ page.grid(
 #
 # How long would the paper's whole grid of chapter 2 take on more than one GPU: three data sets, six attacks and the white
 # box, both modes, all detectors, at the full profile? Here no job is run. The plan gives the tasks and what each needs
-# (`deepneighbors plan --json`, as the engine of [](../scale.md) gets it). The cost of a task is taken from recorded runs: the
-# seconds of nodes of the same stage, attack and detector, in proportion to images and epochs. Each free machine takes the next
-# task that is ready.
+# (`deepneighbors plan --json`, as the engine of [](../scale.md) gets it). The cost of a task is the seconds that other nodes of
+# the same stage, attack and detector took, in proportion to images, epochs and steps: behind recorded results where these keep
+# them, else in `results/costs`, from a run on few images. Each free machine takes the next task that is ready.
 
 # %% tags=["hide-input"]
 from deepneighbors.experiments import Run
@@ -90,6 +90,7 @@ page.grid(
 )
 
 # %% [markdown]
-# The recorded costs are of a processor with two cores, so the wall times are those of as many such machines, and one GPU does
-# many times their work. Speed-up and busy share carry over as far as a GPU speeds up all stages alike. What bounds them is the
-# longest chain: a network must be trained before it is attacked, and an attack must end before its images are looked at.
+# The costs are of one core of a busy processor, and those of few images count what does not grow with them in full: they are
+# upper ends, and a GPU does many times the work. Speed-up and busy share carry over as far as it speeds up all stages alike.
+# What bounds them is the longest chain: a network must be trained before it is attacked, and an attack must end before its
+# images are looked at.
