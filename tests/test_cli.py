@@ -43,6 +43,9 @@ class _Run:
             raise InputError(f"setting is {self.changes[0]!r}; allowed are none")
         self.store, self.context = Store(paths.artifacts()), Context(device=self.device)
 
+    def of(self, experiment):
+        return self
+
 
 def _compute(run, name):
     (node,) = _Mean().nodes(run).values()
