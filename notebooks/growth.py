@@ -64,8 +64,8 @@ page.grid(
 # were tried and stopped after a quarter of an hour.
 #
 # What ends a machine is memory, and DkNN is the first to end: its index holds the numbers of all layers, most of them of the
-# first convolution, and a copy of them at unit length. Beyond that search in parts, on several machines, or with fewer
-# numbers a layer.
+# first convolution, and takes more than twice that for a moment while it is filled. Beyond that search in parts, on several
+# machines, or with fewer numbers a layer.
 #
 # ## Many machines, on paper
 #
