@@ -2,11 +2,11 @@
 
     python benchmarks/growth.py [--largest 10000000] [--memory 16] [--out results/growth]
 
-Each size of each method runs in a process of its own, so that its peak memory is its own too. A query's time is the least
-of up to three runs of all queries. Points are activations of
-MNIST's training digits in the report's network (relu3, 128 numbers); beyond 60,000 they are made up: mixtures of two digits
-of one class with a little noise. Deep kNN takes such mixtures of images through the whole network. A size whose data would
-not fit into ``--memory`` GiB is left out. The result is a tidy one, which the page on the cost of growth shows.
+Each size of each method runs in a process of its own, so that its peak memory is its own too. A query's time is the least of
+up to three runs of all queries. Points are activations of MNIST's training digits in the report's network (relu3, 128
+numbers); beyond 60,000 they are made up: mixtures of two digits of one class with a little noise. Deep kNN takes such
+mixtures of images through the whole network. A size whose data would not fit into ``--memory`` GiB is left out. The result
+is a tidy one, which the page on the cost of growth shows.
 """
 
 import argparse
