@@ -6,7 +6,8 @@ Each size of each method runs in a process of its own, so that its peak memory i
 up to three runs of all queries. Points are activations of MNIST's training digits in the report's network (relu3, 128
 numbers); beyond 60,000 they are made up: mixtures of two digits of one class with a little noise. Deep kNN takes such
 mixtures of images through the whole network. A size whose data would not fit into ``--memory`` GiB is left out. The result
-is a tidy one, which the page on the cost of growth shows.
+is a tidy one, which the page on the cost of growth shows; it is saved after each size, and a size that it has from the same
+code is not measured again.
 """
 
 import argparse
