@@ -6,6 +6,9 @@ import pytest
 
 from deepneighbors import costs, plan
 from deepneighbors.experiments import Run
+from deepneighbors.profiles import SETTINGS
+
+SMOKE = SETTINGS["nnif_detection"]["smoke"]
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +22,14 @@ def of(nodes, stage, attack):
 
 def test_work_counts_images_epochs_and_steps(nodes):
     by_stage = {node.stage.name: node for node in nodes}
-    assert costs.work(by_stage["train_thin_resnet"]) == 2_000 * 3
-    assert {costs.work(node) for node in of(nodes, "attack_classifier", "fgsm")} == {40}
-    assert {costs.work(node) for node in of(nodes, "attack_classifier", "deepfool")} == {40 * 50}
-    assert {costs.work(node) for node in of(nodes, "attack_classifier", "cw")} == {25 * 1 * 10}
-    assert {costs.work(node) for node in of(nodes, "attack_cw_opt", "cw_opt")} == {25 * 1 * 10}
-    assert costs.work(by_stage["evade"]) == 10 * 30 and costs.work(by_stage["detect"]) == 1
+    assert costs.work(by_stage["train_thin_resnet"]) == SMOKE.train_images * SMOKE.epochs
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "fgsm")} == {SMOKE.fast_test}
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "deepfool")} == {SMOKE.fast_test * 50}
+    search = SMOKE.slow_test * SMOKE.search_steps * SMOKE.steps
+    assert {costs.work(node) for node in of(nodes, "attack_classifier", "cw")} == {search}
+    assert {costs.work(node) for node in of(nodes, "attack_cw_opt", "cw_opt")} == {search}
+    assert costs.work(by_stage["evade"]) == SMOKE.adaptive_images * SMOKE.adaptive_steps
+    assert costs.work(by_stage["detect"]) == 1
     paper = plan.nodes_of(Run("nnif_detection", profile="full", device="cpu", n=1_000), ["attacks"])
     assert {costs.work(node) for node in of(paper, "attack_classifier", "cw")} == {500 * 5 * 1_000}
 
@@ -34,14 +39,16 @@ def test_trying_more_of_mahalanobis_costs_more():
     features = [
         node for node in plan.nodes_of(run) if node.config.get("detector") == "mahalanobis" and "grid" in node.config
     ]
-    assert {costs.work(node) for node in features} == {40 * 3, 25 * 3}
+    assert {costs.work(node) for node in features} == {SMOKE.fast_test * 3, SMOKE.slow_test * 3}
 
 
 def test_a_node_costs_what_others_for_its_attack_did(nodes):
     fast, slow = of(nodes, "attack_classifier", "fgsm"), of(nodes, "attack_classifier", "cw")
     known = costs.Costs([costs.spent([*((node, 4.0) for node in fast), *((node, 50.0) for node in slow)])])
     assert known.seconds(fast[0]) == pytest.approx(4.0) and known.seconds(slow[0]) == pytest.approx(50.0)
-    larger = plan.nodes_of(Run("nnif_detection", profile="smoke", device="cpu", changes=("slow_test=50",)))
+    larger = plan.nodes_of(
+        Run("nnif_detection", profile="smoke", device="cpu", changes=(f"slow_test={2 * SMOKE.slow_test}",))
+    )
     assert sorted(known.seconds(node) for node in of(larger, "attack_classifier", "cw")) == pytest.approx([50.0, 100.0])
     (other,) = of(nodes, "attack_classifier", "jsma")[:1]  # of this stage, for an attack that was not measured
     whole = sum([4.0 * len(fast), 50.0 * len(slow)]) / sum(costs.work(node) for node in (*fast, *slow))

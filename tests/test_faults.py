@@ -23,7 +23,8 @@ from deepneighbors.experiments import Run, compute_all
 from deepneighbors.plan import nodes_of
 
 torch.set_num_threads(1)
-chapter, events, *changes = sys.argv[1:]
+chapter, events, experiments, *changes = sys.argv[1:]
+experiments = experiments.split(",")
 
 class Killer(logging.Handler):
     def emit(self, record):
@@ -45,9 +46,9 @@ while True:
     child = os.fork()
     if not child:
         run = Run(chapter, profile="smoke", device="cpu", changes=tuple(changes))
-        for node in nodes_of(run):
+        for node in nodes_of(run, experiments):
             run.store.get(node, run.context)
-        compute_all(run)  # nothing is left to compute: the results, once
+        compute_all(run, experiments)  # nothing is left to compute: the results, once
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if not os.WIFSIGNALED(status):
@@ -56,13 +57,19 @@ while True:
 """
 
 
-# Fewer attacks and images in the chapter that has most of them, and all stages.
+# Experiments that together have every stage of their chapter: the fewest nodes, and fewer attacks and images.
+COVER = {
+    "knn_dknn_attack": ("gallery", "credibility", "exact", "undefended"),
+    "nnif_detection": ("gallery", "estimators", "fast", "white_box"),
+    "poisoning_ila": ("mixtures", "neighbor_share", "defences", "why_it_failed", "ila_credibility"),
+}
 CHANGES = {
     "nnif_detection": (
-        "attacks=fgsm,deepfool", "train_images=1500", "epochs=3", "fast_validation=30", "fast_test=20",
-        "slow_validation=20", "slow_test=15", "steps=5", "dknn_k=0.2", "lid_k=5", "epsilons=1e-2", "sizes=10",
-        "adaptive_steps=5", "subset=200", "estimator_training=100",
+        "attacks=fgsm,cw", "view_attacks=fgsm", "ablation_attacks=fgsm", "fast_validation=20", "fast_test=20",
+        "slow_validation=20", "slow_test=15", "steps=5", "lid_k=5", "subset=200", "estimator_training=100",
     ),
+    "poisoning_ila": ("ila_targets=mnist_cnn,lenet", "cnn_images=300", "poison_attacks=svm_poisoning", "share_epochs=1,2"),
+    "knn_dknn_attack": ("train_images=500", "margin_steps=20", "dknn_margin_steps=20", "clean_images=20"),
 }  # fmt: skip
 
 
@@ -89,16 +96,16 @@ def test_a_run_that_is_killed_in_every_stage_repeats_no_finished_one(chapter, tm
     monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "store"))
     log = tmp_path / "events"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, chapter, str(log), *CHANGES.get(chapter, ())],
+        [sys.executable, "-c", KILLED, chapter, str(log), ",".join(COVER[chapter]), *CHANGES[chapter]],
         env=environment(tmp_path / "store"), timeout=900,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = Counter(tuple(line.split()) for line in log.read_text().splitlines())
-    run = Run(chapter, profile="smoke", device="cpu", changes=CHANGES.get(chapter, ()))
-    nodes = nodes_of(run)
+    run = Run(chapter, profile="smoke", device="cpu", changes=CHANGES[chapter])
+    nodes = nodes_of(run, COVER[chapter])
     killed = {names[1:] for names in said if names[0] == "killed"}
-    assert {stage for stage, _ in killed} == {node.stage.name for node in nodes}
+    assert {stage for stage, _ in killed} == {node.stage.name for node in nodes_of(run)}
     for node in nodes:
         name = (node.stage.name, node.key[:8])
         assert said["done", *name] == 1 and said["started", *name] == 1 + (name in killed)
@@ -111,7 +118,7 @@ def spoil_and_run_again(chapter: str, run: Run, folder: Path) -> Counter:
     """Cut or flip a byte in one artefact of every stage; which stages were computed again, to the same results."""
     before = tables(folder / "store")
     spoiled: dict[str, str] = {}
-    for node in nodes_of(run):
+    for node in nodes_of(run, COVER[chapter]):
         if node.stage.name not in spoiled:
             spoiled[node.stage.name] = node.key
             place = max(run.store.folder(node).glob("[tv]*"), key=lambda path: path.stat().st_size)
@@ -122,8 +129,9 @@ def spoil_and_run_again(chapter: str, run: Run, folder: Path) -> Counter:
                 content[len(content) // 2] ^= 0x10
             place.write_bytes(content)
     shutil.rmtree(folder / "store" / "results")
-    changes = [part for change in run.changes for part in ("--set", change)]
-    done = deepneighbors(folder / "store", "run", chapter, "--device", "cpu", *changes)
+    chosen = [part for change in run.changes for part in ("--set", change)]
+    chosen += [part for name in COVER[chapter] for part in ("--experiment", name)]
+    done = deepneighbors(folder / "store", "run", chapter, "--device", "cpu", *chosen)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is damaged") >= len(spoiled)
     again = events(done.stderr)
