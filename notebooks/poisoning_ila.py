@@ -644,10 +644,13 @@ for name_, words in (("auc", "AUC"), ("tpr_at_fpr_1", "Poison found where 1 % of
     )  # fmt: skip
 
 # %% tags=["hide-input"]
+answers = pd.concat([result.table.query("metric == 'accuracy'") for result in seen("defences") if result] or [published[:0]])
+removed = [Choice("nothing removed", {"detector": ""}, {"removed": "nothing"})] + [
+    Choice(words_, {"detector": detector}, {"removed": "flagged"})
+    for detector, _, words_ in DEFENCES
+    if detector in set(answers["detector"])
+]
 for name_, words in (("accuracy", "Test accuracy"), ("success", "Success of the backdoor")):
-    removed = [Choice("nothing removed", {"detector": ""}, {"removed": "nothing"})] + [
-        Choice(words_, {"detector": detector}, {"removed": "flagged"}) for detector, _, words_ in DEFENCES
-    ]
     shown_cases = [case for case in CASES if name_ == "accuracy" or "rate" in case.parts]
     chapter.grid(
         matrix(both("defences"), removed, shown_cases, heading="Removed by", metric=name_),
