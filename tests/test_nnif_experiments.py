@@ -49,13 +49,11 @@ def test_the_network_is_trained_once_for_both_modes(run):
 
 
 def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run):
-    # Without such units in a processor each step takes seconds, so these are few.
-    few = ("precision=bfloat16", "train_images=1000", "epochs=2")
-    half = experiments.Run("nnif_detection", profile="smoke", device="cpu", changes=few)
+    half = experiments.Run("nnif_detection", profile="smoke", device="cpu", changes=("precision=bfloat16",))
     whole, rounded = (run_.store.get(cases.cases(run_)[0].weights, run_.context) for run_ in (run, half))
     assert {name: part.shape for name, part in rounded.tensors.items()} == {n: p.shape for n, p in whole.tensors.items()}
     assert rounded.tensors["conv.weight"].dtype == torch.float32
-    assert rounded.values["accuracy"]["clean"]["test"] > 0.2
+    assert rounded.values["accuracy"]["clean"]["test"] > 0.4
     with pytest.raises(InputError, match="precision is 'half'; allowed are float32, bfloat16"):
         odd = experiments.Run("nnif_detection", profile="smoke", device="cpu", changes=("precision=half",))
         odd.store.get(cases.cases(odd)[0].weights, odd.context)

@@ -1,4 +1,7 @@
-"""On a GPU: the same neighbours, votes and invariants as on the CPU. Skipped where torch sees no CUDA device."""
+"""On a GPU: the same neighbours, votes and invariants as on the CPU. Skipped where torch sees no CUDA device.
+
+The workflow that executes the full profile runs these on its GPU runner first.
+"""
 
 import pytest
 import torch
