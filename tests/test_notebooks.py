@@ -26,8 +26,8 @@ def test_notebook_says_not_run_where_nothing_is_recorded(path, tmp_path, monkeyp
     monkeypatch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("DEEPNEIGHBORS_RECORDED", str(tmp_path / "recorded"))
     page, out = nbformat.read(path, 4), tmp_path / path.name
-    last = [place for place, cell in enumerate(page.cells) if "## Exercises" in cell.source]
-    page.cells = page.cells[: last[0]] if last else page.cells  # exercises show no results
+    exercises = (place for place, cell in enumerate(page.cells) if "## Exercises" in cell.source)
+    page.cells = page.cells[: next(exercises, None)]  # exercises show no results
     nbformat.write(page, tmp_path / "page.ipynb")
     papermill.execute_notebook(tmp_path / "page.ipynb", out, parameters={"profile": "full"}, progress_bar=False)
     assert "not\N{NO-BREAK SPACE}run" in out.read_text() or path.stem == "scorecard"
