@@ -1005,7 +1005,7 @@ chapter.figure(
 # found ({numref}`tab-poison-defences-tpr-at-fpr-1`), and after removal the backdoor works on most images
 # ({numref}`tab-poison-retrained-success`). The rate decides ({numref}`fig-poison-detection`). Activation clustering depends
 # on the seed: with one of five it removes the blended backdoor at the higher rate altogether, which no other defence does,
-# with three it removes next to nothing, and its intervals span nearly all there is.
+# with three it removes next to nothing, and its intervals are the widest of all.
 #
 # **Table 1 fits another index.** With the 1,000 clean points of the text the shares are near the base rate in the first layer,
 # and a fraction of the report's there. With 150 they agree with it, above all where the network errs
