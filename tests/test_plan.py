@@ -148,7 +148,7 @@ def test_recorded_states_tell_other_settings_and_older_code(run, tmp_path, monke
         result.save(tmp_path / "recorded" / "poisoning_ila")
         assert plan.recorded_states(full)[POISONED] == state
     planned = asdict(full.settings)
-    planned.pop("cnn_precision")  # a setting that is newer than the result
+    planned.pop("ila_samples")  # a setting that is newer than the result
     object.__setattr__(result, "provenance", smaller | {"config": json.loads(json.dumps(planned))})
     result.save(tmp_path / "recorded" / "poisoning_ila")
     assert plan.recorded_states(full)[POISONED] == "recorded"

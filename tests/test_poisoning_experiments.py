@@ -337,31 +337,17 @@ def trained_test(run):
     return run.store.get(plan.Poisoned(run, "none", 0).network, run.context).tensors["y_test"]
 
 
-def test_bfloat16_training_gives_other_float32_weights_and_nearly_the_same_answers():
+def test_networks_learn_the_digits_and_their_labels_are_those_of_the_plain_network():
     recipe = {
-        "data": {"attack": "none", "images": 600, "digits": (), "seed": 0}, "checkpoints": (1, 4), "batch_size": 50,
-        "learning_rate": 2e-3, "test_images": 500, "seed": 0, "removed": "",
+        "data": {"attack": "none", "images": 1_000, "digits": (), "seed": 0}, "checkpoints": (1, 4), "batch_size": 50,
+        "learning_rate": 1e-3, "test_images": 500, "seed": 0, "removed": "",
     }  # fmt: skip
-    made = {
-        precision: training.train({**recipe, "precision": precision}, (), Context("cpu")).tensors
-        for precision in training.PRECISIONS
-    }
-    weights = {precision: tensors["4|weights|conv2.weight"] for precision, tensors in made.items()}
-    assert all(weight.dtype == torch.float32 for weight in weights.values())
-    change = (weights["bfloat16"] - weights["float32"]).norm() / weights["float32"].norm()
-    assert 0 < change < 0.2
-    reached = {key: float((said["4|labels|test"] == said["y_test"]).float().mean()) for key, said in made.items()}
-    early = float((made["bfloat16"]["1|labels|test"] == made["bfloat16"]["y_test"]).float().mean())
-    # It learns after the first step too: weights that change are cast anew.
-    assert reached["bfloat16"] > max(0.85, early) and abs(reached["bfloat16"] - reached["float32"]) < 0.05
-    network = training.load_network(Artifact("", made["bfloat16"], {}, {}), 4, "cpu")
-    x = data.load("mnist").x_test[:500]
-    assert torch.equal(network(x).argmax(1).to(torch.uint8), made["bfloat16"]["4|labels|test"])  # float32 answers
-
-
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(InputError, match="precision is 'float8'.*float32, bfloat16"):
-        training.train({"precision": "float8"}, (), Context("cpu"))
+    made = Artifact("", training.train(recipe, (), Context("cpu")).tensors, {}, {})
+    reached = [float((made.tensors[f"{epoch}|labels|test"] == made.tensors["y_test"]).float().mean()) for epoch in (1, 4)]
+    assert reached[1] > max(0.85, reached[0])
+    network, mnist = training.load_network(made, 4, "cpu"), data.load("mnist")
+    for part, x in (("test", mnist.x_test[:500]), ("train", mnist.x_train[:1_000])):
+        assert torch.equal(network(x).argmax(1).to(torch.uint8), made.tensors[f"4|labels|{part}"])
 
 
 def test_auc_of_many_labels_follows_from_its_arrays(results):

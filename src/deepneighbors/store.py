@@ -39,6 +39,7 @@ import filelock
 import torch
 
 from deepneighbors import _artifact_files
+from deepneighbors._allocator import keep_freed_memory
 from deepneighbors._artifact_files import Damaged
 from deepneighbors.errors import InputError
 from deepneighbors.fingerprint import fingerprint
@@ -217,6 +218,7 @@ class Store:
                 if artifact is not None:
                     return artifact
             logger.info("%s started on %s", node, context.device)
+            keep_freed_memory()
             start = time.perf_counter()
             payload = node.stage(node.config, inputs, context)
             seconds = time.perf_counter() - start

@@ -2,7 +2,10 @@
 
 from deepneighbors.networks.digit_classifiers import MLP, DeepCNN, LeNet, PooledCNN
 from deepneighbors.networks.layers import activations, check_layers
+from deepneighbors.networks.minimal_filtering import FilteredMnistCNN
 from deepneighbors.networks.mnist_cnn import MnistCNN
 from deepneighbors.networks.thin_resnet import ThinResNet
 
-__all__ = ["DeepCNN", "LeNet", "MLP", "MnistCNN", "PooledCNN", "ThinResNet", "activations", "check_layers"]
+__all__ = [
+    "DeepCNN", "FilteredMnistCNN", "LeNet", "MLP", "MnistCNN", "PooledCNN", "ThinResNet", "activations", "check_layers",
+]  # fmt: skip

@@ -25,7 +25,6 @@ class PoisoningIla:
     cnn_images: int = 60_000
     cnn_epochs: int = 6
     cnn_batch: int = 500
-    cnn_precision: str = "float32"  # of its layers in training; bfloat16 is ours, for machines where that is faster
     counted_epochs: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     # DkNN: 75 neighbours a layer (R); the first 750 test images calibrate, the others are evaluated (S).
     neighbors: int = 75

@@ -2,66 +2,52 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from deepneighbors import checks, data
+from deepneighbors import data
 from deepneighbors.experiments.poisoning_ila.poisons import BACKDOORS, SETS, TrainingSet, training_set, trigger
-from deepneighbors.networks import MnistCNN
+from deepneighbors.networks import FilteredMnistCNN, MnistCNN
 from deepneighbors.store import Artifact, Context, Payload, stage
 from deepneighbors.training import fit_classifier, predict_logits
 
 NETWORK = ("deepneighbors.networks.mnist_cnn", "deepneighbors.networks.layers")
-PRECISIONS = ("float32", "bfloat16")  # of the layers in training; weights, loss and answers are float32
 
 
-@stage("train_on_poison", uses=(*SETS, *NETWORK, "deepneighbors.training"))
+@stage("train_on_poison", uses=(*SETS, *NETWORK, "deepneighbors.networks.minimal_filtering", "deepneighbors.training"))
 def train(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
     """Train the network of the report's Appendix A and keep it at some epochs, with its answers.
 
     ``inputs``: the poisoned points of the set; where ``removed`` names a detector, last what it flagged. For every epoch in
     ``checkpoints``: weights, and the labels that it gives to training, test and triggered test images.
     """
-    checks.one_of("precision", config["precision"], PRECISIONS)
     points = inputs[:-1] if config["removed"] else inputs
     whole, mnist = training_set(config["data"], points), data.load("mnist")
     kept = without(whole, inputs[-1].tensors[config["removed"]]) if config["removed"] else whole
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
-        network = MnistCNN(conv2_padding=0)
+        network = FilteredMnistCNN()
     x_test, y_test = (part[: config["test_images"]] for part in (mnist.x_test, mnist.y_test))
     seen = {"train": whole.x, "test": x_test}
     if config["data"]["attack"] in BACKDOORS:
         seen["triggered"] = trigger(config["data"])(x_test)
     tensors: dict[str, Tensor] = {}
-    # The cache of cast weights would outlive the steps that change them.
-    half = partial(torch.autocast, torch.device(context.device).type, torch.bfloat16, cache_enabled=False)
 
     def keep(epoch: int, solver: torch.optim.Optimizer) -> None:
         if epoch not in config["checkpoints"]:
             return
-        with half(enabled=False):
-            for name, part in network.state_dict().items():
-                tensors[f"{epoch}|weights|{name}"] = part.detach().cpu().clone()
-            for name, x in seen.items():
-                said = predict_logits(network, x, device=context.device).argmax(1)
-                tensors[f"{epoch}|labels|{name}"] = said.to(torch.uint8)
+        for name, part in network.state_dict().items():
+            tensors[f"{epoch}|weights|{name}"] = part.detach().cpu().clone()
+        for name, x in seen.items():
+            tensors[f"{epoch}|labels|{name}"] = predict_logits(network, x, device=context.device).argmax(1).to(torch.uint8)
 
-    with half(enabled=config["precision"] == "bfloat16"):
-        fit_classifier(
-            network, kept.x, kept.y, epochs=max(config["checkpoints"]), batch_size=config["batch_size"],
-            seed=config["seed"], learning_rate=config["learning_rate"], device=context.device, loss=_loss,
-            after_epoch=keep,
-        )  # fmt: skip
+    fit_classifier(
+        network, kept.x, kept.y, epochs=max(config["checkpoints"]), batch_size=config["batch_size"], seed=config["seed"],
+        learning_rate=config["learning_rate"], device=context.device, after_epoch=keep,
+    )  # fmt: skip
     tensors |= {"y": whole.y.clone(), "truth": whole.truth.clone(), "poisoned": whole.poisoned, "y_test": y_test.clone()}
     return Payload(tensors)
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits.float(), labels)
 
 
 def without(found: TrainingSet, removed: Tensor) -> TrainingSet:
