@@ -5,7 +5,8 @@ other label: with ``L`` layers each other label has nonconformity ``L`` at least
 point itself is among its neighbours. One search of the others serves both: :func:`with_self` puts the point back.
 
 Cost of a search over all ``N`` training points: each pair is compared once, ``N^2 D`` operations a layer, half of what a
-search for ``N`` foreign points costs; scratch memory is the classifier's ``memory_gib``, and no layer is copied.
+search for ``N`` foreign points costs, and far fewer in the wide layers of a :class:`BoundedDeepKNN`; scratch memory is the
+classifier's ``memory_gib``, and no layer is copied.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepneighbors import checks
+from deepneighbors.bounded_search import BoundedNeighbors
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.errors import InputError
 from deepneighbors.knn import KNNClassifier
@@ -205,6 +207,8 @@ def _without(found: Neighbors, points: Tensor) -> Neighbors:
 def _all_others(index: NearestNeighbors, k: int) -> Neighbors:
     """For every row of the index; the scores of a block of pairs serve its rows and, transposed, its columns."""
     rows = index.database_
+    if isinstance(index, BoundedNeighbors) and index.bounded:
+        return _others(index, torch.arange(len(rows)), k)
     half = None if index.metric == "cosine" else (rows * rows).sum(1) / 2
     best = _Best(len(rows), k, rows)
     # A block of scores, its transpose, and what a selection needs besides.

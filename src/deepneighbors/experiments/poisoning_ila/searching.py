@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepneighbors import data
+from deepneighbors.bounded_search import BoundedDeepKNN
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.dknn_training import CREDIBILITIES, other_neighbors
 from deepneighbors.experiments.poisoning_ila.poisons import SETS, TrainingSet, training_set
@@ -24,7 +25,8 @@ from deepneighbors.training import predict_logits
 
 LAYERS = MnistCNN.layers
 SEARCH = (*SETS, *NETWORK, "deepneighbors.experiments.poisoning_ila.training", "deepneighbors.training",
-          "deepneighbors.dknn", "deepneighbors.knn", "deepneighbors.neighbors", "deepneighbors.dknn_training")  # fmt: skip
+          "deepneighbors.dknn", "deepneighbors.knn", "deepneighbors.neighbors", "deepneighbors.bounded_search",
+          "deepneighbors.dknn_training")  # fmt: skip
 
 
 @stage("search_training", uses=SEARCH)
@@ -75,7 +77,7 @@ def search_images(config: dict, inputs: Sequence[Artifact], context: Context) ->
 def index(config: dict, network: MnistCNN, found: TrainingSet, device: str) -> DeepKNN:
     """DkNN of all four layers on a training set; its calibration is left to the summary."""
     memory = 8.0 if device.startswith("cuda") else 0.5
-    classifier = DeepKNN(network, LAYERS, k=config["k"], metric=config["metric"], memory_gib=memory)
+    classifier = BoundedDeepKNN(network, LAYERS, k=config["k"], metric=config["metric"], memory_gib=memory)
     return classifier.fit(found.x.to(device), found.y.to(device))
 
 

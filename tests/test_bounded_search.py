@@ -1,0 +1,116 @@
+"""Search by bounds against all distances in double precision."""
+
+import pytest
+import torch
+
+from deepneighbors import data
+from deepneighbors.bounded_search import BoundedDeepKNN, BoundedNeighbors
+from deepneighbors.dknn import DeepKNN
+from deepneighbors.dknn_training import other_neighbors
+from deepneighbors.errors import InputError
+from deepneighbors.neighbors import METRICS, NearestNeighbors
+from deepneighbors.networks import MnistCNN
+
+AXES, ROWS, WIDTH = 6, 700, 40
+
+
+def _near_a_plane(count, seed, noise=0.05):
+    """Points whose distances are mostly those in six dimensions, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    plane = torch.randn(AXES, WIDTH, generator=torch.Generator().manual_seed(9))
+    points = torch.randn(count, AXES, generator=generator) @ plane
+    return points + noise * torch.randn(count, WIDTH, generator=generator)
+
+
+def _brute(rows, queries, k, metric):
+    rows, queries = rows.double(), queries.double()
+    if metric == "cosine":
+        rows, queries = (part / part.norm(dim=1, keepdim=True) for part in (rows, queries))
+    distances, indices = torch.cdist(queries, rows, compute_mode="donot_use_mm_for_euclid_dist").sort(dim=1, stable=True)
+    return distances[:, :k], indices[:, :k]
+
+
+def _check(found, rows, queries, metric):
+    """Each place holds a row as near as the one that belongs there, and no row comes twice."""
+    k = found.indices.shape[1]
+    wanted, _ = _brute(rows, queries, k, metric)
+    everything, order = _brute(rows, queries, len(rows), metric)
+    reached = everything.gather(1, order.argsort(1).gather(1, found.indices))
+    torch.testing.assert_close(reached, wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.distances.double(), wanted, rtol=1e-4, atol=1e-3)
+    assert all(len(set(row)) == k for row in found.indices.tolist())
+
+
+def _index(metric, **options):
+    return BoundedNeighbors(metric=metric, axes=AXES, least_rows=100, **options)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 20, 650])
+def test_neighbors_are_those_of_all_distances(metric, k):
+    rows, queries = _near_a_plane(ROWS, 0), _near_a_plane(90, 1)
+    index = _index(metric, memory_gib=1e-4).fit(rows)  # several blocks of queries
+    found = index.kneighbors(queries, k)
+    assert index.bounded
+    _check(found, rows, queries, metric)
+    if k == 20:
+        assert k < index.compared_ < 0.2 * ROWS  # the bounds do rule out most rows
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_where_bounds_rule_out_too_little_all_rows_are_compared(metric):
+    generator = torch.Generator().manual_seed(2)
+    rows, queries = torch.randn(ROWS, WIDTH, generator=generator), torch.randn(30, WIDTH, generator=generator)
+    index = _index(metric).fit(rows)
+    _check(index.kneighbors(queries, 5), rows, queries, metric)
+    assert index.compared_ > ROWS / 2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_row_finds_itself_and_its_copies(metric):
+    rows = _near_a_plane(120, 3).repeat(3, 1)  # three copies of each
+    found = _index(metric).fit(rows).kneighbors(rows[:120], 3)
+    assert torch.equal(found.indices.sort(1).values, torch.arange(120)[:, None] + torch.tensor([0, 120, 240]))
+
+
+def test_small_and_narrow_databases_are_searched_as_usual():
+    few, narrow = _near_a_plane(99, 0), _near_a_plane(300, 0)[:, : 4 * AXES - 1].contiguous()
+    for rows in (few, narrow):
+        index = _index("l2").fit(rows)
+        assert not index.bounded
+        usual = NearestNeighbors().fit(rows).kneighbors(rows[:9], 4)
+        assert torch.equal(index.kneighbors(rows[:9], 4).indices, usual.indices) and index.compared_ == len(rows)
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), [({"axes": 0}, "axes"), ({"least_rows": 0}, "least_rows")])
+def test_bad_settings_are_refused(wrong, sentence):
+    with pytest.raises(InputError, match=sentence):
+        BoundedNeighbors(**wrong)
+
+
+def test_a_search_before_fit_or_with_too_many_neighbors_is_refused():
+    with pytest.raises(InputError, match="before fit"):
+        _index("l2").kneighbors(torch.rand(2, WIDTH), 1)
+    with pytest.raises(InputError, match="k"):
+        _index("l2").fit(_near_a_plane(ROWS, 0)).kneighbors(_near_a_plane(2, 1), ROWS + 1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_deep_knn_finds_the_same_neighbors_of_digits(metric, monkeypatch):
+    """In the network's own layers, of other digits and of the training digits themselves."""
+    torch.manual_seed(0)
+    network, digits = MnistCNN(conv2_padding=0).eval(), data.load("mnist")
+    x, y = digits.x_train[:1200], digits.y_train[:1200]
+    monkeypatch.setattr(
+        BoundedDeepKNN, "_index", lambda self: BoundedNeighbors(metric=self.metric, axes=200, least_rows=1000, copy=False)
+    )
+    bounded, plain = (kind(network, MnistCNN.layers, k=10, metric=metric).fit(x, y) for kind in (BoundedDeepKNN, DeepKNN))
+    assert [index.bounded for index in bounded.indexes_.values()] == [True, True, False, False]
+    pairs = [(bounded.kneighbors(digits.x_test[:100]), plain.kneighbors(digits.x_test[:100]))]
+    pairs.append((other_neighbors(bounded), other_neighbors(plain)))
+    for found, wanted in pairs:
+        for layer in MnistCNN.layers:
+            torch.testing.assert_close(found[layer].distances, wanted[layer].distances, rtol=1e-3, atol=2e-3)
+            # Distances that differ by rounding alone may change places.
+            assert float((found[layer].indices == wanted[layer].indices).float().mean()) > 0.995
+    assert bounded.indexes_["relu1"].compared_ < 100
