@@ -122,6 +122,14 @@ def test_settings_of_one_experiment_are_compared_with_its_own():
     assert "cnn_images" in set(unlike({"mixtures": recorded}, full)["setting"])
 
 
+def test_a_setting_that_is_no_more_is_listed_and_one_that_is_new_is_not():
+    full = Run("poisoning_ila", profile="full", device="cpu")
+    config = dict(vars(full.of("defences").settings), cnn_precision="bfloat16", seed=0, profile="full")
+    config.pop("ila_samples")
+    recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], config)
+    assert unlike({"defences": recorded}, full).to_numpy().tolist() == [["cnn_precision", "-", "bfloat16", "defences"]]
+
+
 def test_a_bar_ends_at_the_auc_and_a_loss_by_all_layers_is_a_dash():
     heights = {
         ("nnif", "embedding", "cw"): 0.9,

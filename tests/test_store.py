@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepneighbors import _artifact_files
+from deepneighbors import _allocator, _artifact_files
 from deepneighbors.errors import InputError
 from deepneighbors.store import Context, Payload, Store, StoreError, stage
 
@@ -301,3 +302,10 @@ def test_values_hold_plain_json(store):
     store.get(node)
     values = json.loads((store.folder(node) / "values.json").read_text())
     assert values == {"total": 30.0, "device": "cpu"}
+
+
+def test_freed_memory_is_kept_on_glibc_and_nothing_is_done_elsewhere(monkeypatch):
+    ask = _allocator.keep_freed_memory.__wrapped__  # past the cache
+    assert ask() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr(_allocator.platform, "libc_ver", lambda: ("", ""))
+    assert ask() is False

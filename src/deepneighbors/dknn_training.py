@@ -5,8 +5,8 @@ other label: with ``L`` layers each other label has nonconformity ``L`` at least
 point itself is among its neighbours. One search of the others serves both: :func:`with_self` puts the point back.
 
 Cost of a search over all ``N`` training points: each pair is compared once, ``N^2 D`` operations a layer, half of what a
-search for ``N`` foreign points costs, and far fewer in the wide layers of a :class:`BoundedDeepKNN`; scratch memory is the
-classifier's ``memory_gib``, and no layer is copied.
+search for ``N`` foreign points costs; scratch memory is the classifier's ``memory_gib``, and no layer is copied. Wide layers
+of a :class:`BoundedDeepKNN` are searched as its indexes search them.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def other_neighbors(
 ) -> dict[str, Neighbors]:
     """The ``k`` nearest other training points of training points, by layer, nearest first.
 
-    Equal distances are ordered by index, as in :class:`deepneighbors.neighbors.NearestNeighbors`. Points that are equal to
+    Equal distances are ordered as the classifier's indexes order them. Points that are equal to
     the one asked about stay: only the point itself is left out, by its index.
 
     Parameters
@@ -205,10 +205,15 @@ def _without(found: Neighbors, points: Tensor) -> Neighbors:
 
 
 def _all_others(index: NearestNeighbors, k: int) -> Neighbors:
-    """For every row of the index; the scores of a block of pairs serve its rows and, transposed, its columns."""
-    rows = index.database_
+    """For every row of the index."""
     if isinstance(index, BoundedNeighbors) and index.bounded:
-        return _others(index, torch.arange(len(rows)), k)
+        return _others(index, torch.arange(len(index.database_)), k)
+    return _all_pairs(index, k)
+
+
+def _all_pairs(index: NearestNeighbors, k: int) -> Neighbors:
+    """The same, each pair compared once: the scores of a block serve its rows and, transposed, its columns."""
+    rows = index.database_
     half = None if index.metric == "cosine" else (rows * rows).sum(1) / 2
     best = _Best(len(rows), k, rows)
     # A block of scores, its transpose, and what a selection needs besides.

@@ -16,15 +16,19 @@ def unlike(results: Mapping[str, Result | NotRun], run: Run) -> pd.DataFrame:
     """One line for each setting and value that some results, by experiment, share and that is not that of ``run``.
 
     Columns: setting, full profile, recorded, and the names of the results. One line of dashes where nothing differs. A
-    setting that a result does not know, because it is newer, is left out.
+    setting that a result does not know, because it is newer, is left out; of one that is no more, the full profile's value
+    is a dash.
     """
     found: dict[tuple[str, str, str], list[str]] = {}
     planned = {name: asdict(run.of(name).settings) for name in results}
-    for setting in asdict(run.settings):
-        for name, result in results.items():
-            recorded, value = {} if isinstance(result, NotRun) else result.provenance["config"], planned[name][setting]
-            if setting in recorded and _words(recorded[setting]) != _words(value):
-                found.setdefault((setting, _words(value), _words(recorded[setting])), []).append(name)
+    recorded = {name: result.provenance["config"] for name, result in results.items() if not isinstance(result, NotRun)}
+    known = [*asdict(run.settings), "profile", "seed"]
+    gone = sorted({setting for config in recorded.values() for setting in config} - set(known))
+    for setting in (*asdict(run.settings), *gone):
+        for name, config in recorded.items():
+            value, made = _words(planned[name].get(setting, NOTHING)), _words(config.get(setting, NOTHING))
+            if setting in config and made != value:
+                found.setdefault((setting, value, made), []).append(name)
     rows = [(*line, ", ".join(names)) for line, names in found.items()]
     return pd.DataFrame(rows or [(NOTHING,) * 4], columns=["setting", "full profile", "recorded", "of"])
 

@@ -98,8 +98,7 @@ class Poisoned:
         s = self.run.settings
         return {
             "data": self.data, "checkpoints": self.epochs or (s.cnn_epochs,), "batch_size": self.batch or s.cnn_batch,
-            "learning_rate": 1e-3, "test_images": s.calibration_images + s.evaluated_images,
-            "seed": self.seed,
+            "learning_rate": 1e-3, "test_images": s.calibration_images + s.evaluated_images, "seed": self.seed,
         }  # fmt: skip
 
     @property
