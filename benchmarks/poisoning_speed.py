@@ -2,9 +2,9 @@
 
     python benchmarks/poisoning_speed.py [--points 60000] [--batch 500]
 
-Training: seconds a step of Adam on the report's network: plain, plain with freed memory kept, and filtered so. Deep kNN on its
-own training points: seconds for all of them left out of themselves, k = 75 in all four layers; and for 1,000 of them by
-bounds, against all distances. (Of all points at once the plain search compares each pair once, which halves its time.)
+Training: seconds a step of Adam on the report's network: plain, plain with freed memory kept, and filtered so. Deep kNN
+on its own training points: seconds for all of them left out of themselves, k = 75 in all four layers; and for 1,000 of them
+by bounds, against all distances. (Of all points at once the plain search compares each pair once: half of its time.)
 """
 
 import argparse

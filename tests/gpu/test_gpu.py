@@ -1,4 +1,4 @@
-"""On a GPU: the same neighbours, votes and invariants as on the CPU. Skipped where torch sees no CUDA device.
+"""On a GPU: the same neighbours, votes, logits and invariants as on the CPU. Skipped where torch sees no CUDA device.
 
 The workflow that executes the full profile runs these on its GPU runner first.
 """
@@ -10,7 +10,7 @@ from conftest import blobs
 from deepneighbors.attacks import VoteMarginAttack
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.knn import KNNClassifier
-from deepneighbors.networks import MnistCNN
+from deepneighbors.networks import FilteredMnistCNN, MnistCNN
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,3 +32,11 @@ def test_an_attack_on_dknn_is_verified_there():
     found = VoteMarginAttack(steps=60, guides=12)(model, *blobs(12, seed=1))
     assert torch.equal(found.success, model.predict(found.x) != blobs(12, seed=1)[1].cuda())
     assert found.x.min() >= 0 and found.x.max() <= 1
+
+
+def test_the_filtered_network_gives_the_logits_of_the_plain_one_there():
+    torch.manual_seed(0)
+    plain, fast = MnistCNN(conv2_padding=0), FilteredMnistCNN().cuda()
+    fast.load_state_dict(plain.state_dict())
+    x = torch.rand(20, 1, 28, 28)
+    torch.testing.assert_close(fast(x.cuda()).cpu(), plain(x), rtol=1e-3, atol=1e-4)
