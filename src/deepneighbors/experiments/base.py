@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     origin = provenance(
         config={"profile": run.profile, "seed": run.seed, **asdict(run.settings)},
         code_fingerprint=code,
-        data_fingerprint=images.fingerprint,
+        data_fingerprint=_fingerprint_of_data(str(run.settings.dataset)),
         seconds=time.perf_counter() - start,
     )
     origin |= commit
@@ -156,6 +156,11 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     if run.profile == "full":
         record(result, paths.recorded() / run.folder, seed=run.seed)
     return result
+
+
+@cache
+def _fingerprint_of_data(dataset: str) -> str:
+    return data.load(dataset).fingerprint
 
 
 def record(result: Result, folder: Path, *, seed: int) -> bool:
