@@ -247,6 +247,8 @@ def share_controls(canvas: Canvas, table: pd.DataFrame, size: str) -> None:
         axis.set_title(title, fontsize=9)
         axis.legend(fontsize=6)
     axes[0][1].set(xlabel="epoch")
+    low, high = axes[1][1].get_ylim()
+    axes[1][1].set_ylim(low - 0.4 * (high - low), high)  # room for the legend
 
 
 def _by_epoch(table: pd.DataFrame, epochs: Sequence[str], parts: Mapping[str, str], **names: str) -> np.ndarray:
