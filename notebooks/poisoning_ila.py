@@ -1019,10 +1019,10 @@ chapter.figure(
 # **Does ILA work on MNIST?** It does. In the recorded run ILAP along an adversarial guide fools every target more often than
 # ILAP along noise ({numref}`fig-ila-differences`), at a layer that was fixed before: the direction matters, and not only the
 # size of the change. Five seeds do not settle that everywhere. At equal radius the interval of the deep target reaches zero
-# from either source, because a guide of noise works on a few images of one deep network and on most of another's; from the
-# deep source that of the MLP does too, which plain noise fools often. With changes shortened to the length of I-FGSM's all
-# five from the deep source lie above zero. And ILA is not worth its trouble here. I-FGSM of as many steps does no worse on
-# any target, from either source; from the deep one it does clearly better on three of five, and MI-DI on all. The starting
+# from either source, because a guide of noise seldom works with one pair of networks and mostly with another; from the deep
+# source that of the MLP does too, which plain noise fools often. With changes shortened to the length of I-FGSM's all five
+# from the deep source lie above zero. And ILA is not worth its trouble here. I-FGSM of as many steps does no worse on any
+# target, from either source; from the deep one it does clearly better on three of five, and MI-DI on all. The starting
 # attack alone, at half the steps, fools about as many as ILAP ({numref}`tab-ila-transfer-deep`). What {cite:t}`huang2019`
 # report on natural images does not carry over.
 #

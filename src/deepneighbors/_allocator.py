@@ -12,8 +12,8 @@ _LARGEST_KEPT, _KEPT = 32 << 20, 1 << 30  # bytes: the most that glibc allows, a
 def keep_freed_memory() -> bool:
     """Let glibc keep freed arrays of up to 32 MiB for the next ones, up to 1 GiB; tells whether it does.
 
-    By default it gives the free top of the heap back to the system, and each step of training pays for fresh pages: a fifth
-    to a third of its time. Holds for the whole process. Elsewhere than on Linux with glibc nothing happens.
+    By default it gives the free top of the heap back to the system, and each step of training pays for fresh pages: a
+    seventh to a third of its time. Holds for the whole process. Elsewhere than on Linux with glibc nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

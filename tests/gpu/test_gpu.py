@@ -1,4 +1,4 @@
-"""On a GPU: the same neighbours, votes, logits and invariants as on the CPU. Skipped where torch sees no CUDA device.
+"""On a GPU: the same neighbours, votes, logits and invariants as on the CPU. Run with ``-m gpu``; they fail without one.
 
 The workflow that executes the full profile runs these on its GPU runner first.
 """
@@ -12,10 +12,7 @@ from deepneighbors.dknn import DeepKNN
 from deepneighbors.knn import KNNClassifier
 from deepneighbors.networks import FilteredMnistCNN, MnistCNN
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_knn_votes_agree_with_the_cpu():

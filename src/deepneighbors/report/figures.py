@@ -79,7 +79,7 @@ def picture(draw: Callable[[Canvas], object], *, name: str, caption: str, alt: s
         raise InputError(f"figure {name!r} has no alt text; say in a sentence or two what it shows")
     light, figure = _drawn(draw, name, dark=False)
     dark, _ = _drawn(draw, name, dark=True)
-    figure.set_layout_engine("none")  # it was laid out for the SVG, which takes as long as to draw it
+    figure.set_layout_engine("none")  # it was laid out for the SVG
     with _styled(name, dark=False):
         png = _saved(figure, "png", facecolor="white")
     width = round(figure.get_figwidth() * _INLINE_DPI)
