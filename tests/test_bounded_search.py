@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepneighbors import data
-from deepneighbors.bounded_search import BoundedDeepKNN, BoundedNeighbors
+from deepneighbors.bounded_search import BoundedDeepKNN, BoundedNeighbors, _largest
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.dknn_training import other_neighbors
 from deepneighbors.errors import InputError
@@ -89,6 +89,25 @@ def test_some_queries_are_settled_by_bounds_and_others_by_all_distances():
     index = _index("l2").fit(rows)
     _check(index.kneighbors(queries, 5), rows, queries, "l2")
     assert len(rows) / 4 < index.compared < len(rows) * 3 / 4
+
+
+@pytest.mark.parametrize(("count", "width"), [(60_000, 83), (4_099, 100), (1_000, 20), (50, 50), (64, 4)])
+def test_the_largest_of_long_rows_are_selected(count, width):
+    scores = torch.randn(7, count, generator=torch.Generator().manual_seed(6))
+    scores[3] = scores[3].round(decimals=1)  # many are equal
+    scores[4] = scores[4].sort().values  # all of them at the end, where no group reaches
+    best, columns = _largest(scores, width)
+    assert torch.equal(best, scores.sort(dim=1, descending=True).values[:, :width])
+    assert torch.equal(scores.gather(1, columns), best)
+    assert all(len(set(row)) == width for row in columns.tolist())
+
+
+def test_ties_in_a_narrow_database_are_ordered_by_index():
+    rows = torch.randint(0, 2, (3_000, 3), generator=torch.Generator().manual_seed(7)).float()
+    index = BoundedNeighbors().fit(rows)
+    assert not index.bounded and index.selects
+    expected = torch.cdist(rows[:9], rows, compute_mode="donot_use_mm_for_euclid_dist").sort(dim=1, stable=True).indices
+    assert torch.equal(index.kneighbors(rows[:9], 30).indices, expected[:, :30])
 
 
 def test_no_gradient_is_kept_and_a_smaller_database_takes_the_place_of_a_large_one():

@@ -2,20 +2,24 @@
 
 Split a query and a point into their parts in and orthogonal to a subspace. The orthogonal parts have an inner product of at
 most the product of their lengths (Cauchy and Schwarz), so the parts inside and two lengths bound it. On principal axes the
-bound is tight: in the first layer of the report's network, 12,544 numbers wide, 256 axes leave some 140 of 60,000 digits as
-candidates for the 75 nearest of a usual digit; about one in fifty is too unusual and compared with all. Cost of ``Q``
-queries: ``2 Q N m`` operations for ``m`` axes in place of ``2 Q N D``, and ``2 N D m`` to begin with.
+bound is tight: in the first layer of the report's network, 12,544 numbers wide, 256 axes leave some 170 of 60,000 digits as
+candidates for the 75 nearest of a usual digit, and some hundreds for an unusual one. Cost of ``Q`` queries: ``2 Q N m``
+operations for ``m`` axes in place of ``2 Q N D``, and ``2 N D m`` to begin with.
 """
+
+import warnings
 
 import torch
 from torch import Tensor
 
 from deepneighbors import checks
 from deepneighbors.dknn import DeepKNN
-from deepneighbors.neighbors import NearestNeighbors, Neighbors, _order
+from deepneighbors.neighbors import _SPARE, NearestNeighbors, Neighbors, _order, _top
 
 _DRAWN = 2_000  # rows from which the axes are found
-_WIDEST, _AT_LEAST = 4, 256  # candidates by their bounds, in multiples of k, before a query is compared with all rows
+# Candidates by their bounds, in multiples of k and at least so many: most queries are settled by the first number of them,
+# nearly all others by the second, and what is left is compared with all rows.
+_WIDTHS = ((4, 256), (32, 2048))
 _ROUNDING = 1e-5  # of a product of two lengths, in single precision, with a margin
 
 
@@ -24,8 +28,8 @@ class BoundedNeighbors(NearestNeighbors):
 
     The answers are the same up to rounding: rows whose distances differ by no more, equal ones among them, may change
     places. Databases of fewer than ``least_rows`` rows or less than four times as wide as there are axes, and those on a
-    GPU, gain nothing and are searched as usual; so is a query whose bounds rule out too little, or for ``k`` beyond a
-    quarter of the rows. Takes ``N (m + 1)`` floats beside the database. No gradients flow through it.
+    GPU, gain nothing from bounds and are compared in full; so is a query whose bounds rule out too little, or for ``k``
+    beyond a quarter of the rows. Takes ``N (m + 1)`` floats beside the database. No gradients flow through it.
 
     Parameters
     ----------
@@ -36,6 +40,8 @@ class BoundedNeighbors(NearestNeighbors):
     metric, memory_gib, copy
         As in :class:`NearestNeighbors`.
     """
+
+    _low: Tensor | None = None  # coordinates of the rows on the axes
 
     def __init__(self, *, axes: int = 256, least_rows: int = 10_000, metric: str = "l2", memory_gib: float = 0.5,
                  copy: bool = True):  # fmt: skip
@@ -57,12 +63,15 @@ class BoundedNeighbors(NearestNeighbors):
         self._longest = self._low.norm(dim=1).max()
         return self
 
-    _low: Tensor | None = None
-
     @property
     def bounded(self) -> bool:
         """Whether bounds serve the database."""
         return self._low is not None
+
+    @property
+    def selects(self) -> bool:
+        """Whether a product costs so little here that comparing each pair once, for both of its rows, gains nothing."""
+        return self.bounded or (self.database_.device.type == "cpu" and self.database_.shape[1] < 4 * self.axes)
 
     @property
     def compared(self) -> float:
@@ -73,30 +82,64 @@ class BoundedNeighbors(NearestNeighbors):
         """The ``k`` nearest rows for each query ``(Q, D)``, as :meth:`NearestNeighbors.kneighbors` finds them."""
         queries = self._prepare(queries.detach(), k)
         self._asked += len(queries)
-        by_bounds = self.bounded and _WIDEST * k < len(self.database_)
+        by_bounds = self.bounded and _WIDTHS[0][0] * k < len(self.database_)
         parts = [(self._bounded if by_bounds else self._whole)(part, k) for part in queries.split(self._rows())]
         return Neighbors(torch.cat([part.distances for part in parts]), torch.cat([part.indices for part in parts]))
 
     def _whole(self, queries: Tensor, k: int) -> Neighbors:
+        """All rows compared in full; equal distances by index."""
         self._pairs += len(queries) * len(self.database_)
-        return self._torch_search(queries, k)
+        scores = self._scores(queries)
+        best, columns = _order(*_largest(scores, min(k + _SPARE, scores.shape[1])))
+        tied = best[:, k - 1] == best[:, -1]
+        best, columns = best[:, :k], columns[:, :k]
+        if tied.any():  # rows of equal distance may lie beyond what was selected
+            best[tied], columns[tied] = _top(scores[tied], k)
+        return Neighbors(self._distances(queries, best), columns)
 
     def _bounded(self, queries: Tensor, k: int) -> Neighbors:
+        assert self._low is not None
         low = self._project(queries)
-        upper, columns = self._likeliest(low, k)
-        scores = torch.full_like(upper, -torch.inf)
-        self._compare(queries, columns, scores, 0, [k] * len(queries))
-        # A row whose bound is below the k-th score so far cannot be among the k nearest.
-        margin = _ROUNDING * self._longest * torch.maximum(low.norm(dim=1), self._longest)
-        needed = (upper >= (scores[:, :k].amin(1) - margin)[:, None]).sum(1).clamp(min=k)
-        unsure = needed == upper.shape[1]  # rows of as large a bound may lie beyond
-        self._compare(queries, columns, scores, k, torch.where(unsure, k, needed).tolist())
-        scores, columns = (part[:, :k] for part in _order(scores, columns))
-        found = Neighbors(self._distances(queries, scores), columns)
-        if unsure.any():
-            whole = self._whole(queries[unsure], k)
-            found.distances[unsure], found.indices[unsure] = whole.distances, whole.indices
+        bounds = low @ self._low.T if self.squares_ is None else torch.addmm(self.squares_, low, self._low.T, beta=-0.5)
+        found = Neighbors(queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64))
+        left = torch.arange(len(queries))
+        for times, least in _WIDTHS:
+            width = min(max(times * k, least), len(self.database_))
+            upper, columns = _largest(bounds if len(left) == len(bounds) else bounds[left], width)
+            scores, settled = self._candidates(queries[left], low[left], upper, columns, k)
+            scores, columns = (part[settled, :k] for part in _order(scores, columns))
+            done = left[settled]
+            found.distances[done], found.indices[done] = self._distances(queries[done], scores), columns
+            left = left[~settled]
+            if not len(left):
+                return found
+        whole = self._whole(queries[left], k)
+        found.distances[left], found.indices[left] = whole.distances, whole.indices
         return found
+
+    def _candidates(self, queries: Tensor, low: Tensor, upper: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores of the candidates that can be among the k nearest, -inf of the others, and which queries are settled.
+
+        ``columns`` are candidates ``(Q, width)`` by descending bounds ``upper``.
+        """
+        scores = torch.full_like(upper, -torch.inf)
+        margin = _ROUNDING * self._longest * torch.maximum(low.norm(dim=1), self._longest)
+
+        def needed() -> Tensor:
+            # A row whose bound is below the k-th score so far cannot be among the k nearest.
+            reached = scores.topk(k, dim=1).values[:, -1]
+            return (upper >= (reached - margin)[:, None]).sum(1).clamp(min=k)
+
+        start = torch.zeros(len(queries), dtype=torch.int64)
+        some = torch.full_like(start, k)
+        self._compare(queries, columns, scores, start, some)
+        more = needed().clamp(max=2 * k)  # their scores tell better which others are needed
+        self._compare(queries, columns, scores, some, more)
+        stop, width = needed(), upper.shape[1]
+        # Where all candidates are needed, rows of as large a bound may lie beyond.
+        settled = (stop < width) | (width == len(self.database_))
+        self._compare(queries, columns, scores, more, torch.where(settled, stop, more).maximum(more))
+        return scores, settled
 
     def _project(self, rows: Tensor) -> Tensor:
         """Coordinates on the axes and, last, no less than the length of what is orthogonal to them: ``(n, m + 1)``."""
@@ -106,22 +149,20 @@ class BoundedNeighbors(NearestNeighbors):
         rest = (squares - (inside * inside).sum(1, dtype=torch.float64)).clamp(min=0) + 1e-6 * squares
         return torch.cat([inside, rest.sqrt().to(inside)[:, None]], 1)
 
-    def _likeliest(self, low: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Largest bounds of the scores of queries, descending, and their rows: some times ``k`` of each query."""
-        assert self._low is not None
-        bounds = low @ self._low.T if self.squares_ is None else torch.addmm(self.squares_, low, self._low.T, beta=-0.5)
-        return bounds.topk(min(max(_WIDEST * k, _AT_LEAST), bounds.shape[1]), dim=1)
-
-    def _compare(self, queries: Tensor, columns: Tensor, scores: Tensor, start: int, stops: list[int]) -> None:
-        """Fill in the scores of each query from ``start`` to its stop."""
-        # Query by query, from one buffer: a gather of all pairs at once would copy gigabytes.
-        buffer = self.database_.new_empty(max(stops) - start, self.database_.shape[1])
-        for query, rows, score, stop in zip(queries, columns, scores, stops, strict=True):
-            if stop > start:
-                near = rows[start:stop]
-                found = torch.index_select(self.database_, 0, near, out=buffer[: len(near)]) @ query
-                score[start:stop] = found if self.squares_ is None else found - self.squares_[near] / 2
-        self._pairs += sum(stops) - start * len(stops)
+    def _compare(self, queries: Tensor, columns: Tensor, scores: Tensor, starts: Tensor, stops: Tensor) -> None:
+        """Fill in the scores of each query from its start to its stop."""
+        places = torch.arange(columns.shape[1])
+        wanted = (places >= starts[:, None]) & (places < stops[:, None])
+        rows, ends = columns[wanted], torch.cat([starts.new_zeros(1), wanted.sum(1).cumsum(0)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            pattern = torch.sparse_csr_tensor(
+                ends, rows, queries.new_zeros(len(rows)), (len(queries), len(self.database_)), check_invariants=False
+            )
+        # The products of these pairs alone; rows gathered for a matrix product would be read twice and written once.
+        found = torch.sparse.sampled_addmm(pattern, queries, self.database_.T, beta=0.0).values()
+        scores[wanted] = found if self.squares_ is None else found - self.squares_[rows] / 2
+        self._pairs += len(rows)
 
 
 class BoundedDeepKNN(DeepKNN):
@@ -133,3 +174,23 @@ class BoundedDeepKNN(DeepKNN):
     def _index(self) -> BoundedNeighbors:
         checks.one_of("backend", self.backend, ("torch",))
         return BoundedNeighbors(metric=self.metric, memory_gib=self.memory_gib, copy=False)
+
+
+def _largest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The largest ``width`` of each row of ``scores`` (Q, N), descending, and their columns; of equal ones any.
+
+    On a CPU ``topk`` visits each number with a branch. Of columns laid in groups, those with the ``width`` largest maxima
+    hold all that is looked for, and maxima are found by vector instructions.
+    """
+    count = scores.shape[1]
+    each = int((count / width) ** 0.5)  # columns a group: as many maxima as candidates are left to select from
+    if scores.device.type != "cpu" or each < 4:
+        return scores.topk(width, dim=1)
+    groups = count // each
+    maxima = scores[:, : each * groups].unflatten(1, (each, groups)).amax(1)
+    chosen = maxima.topk(width, dim=1, sorted=False).indices
+    columns = (chosen[:, None] + groups * torch.arange(each)[:, None]).flatten(1)
+    rest = torch.arange(each * groups, count).expand(len(scores), -1)
+    columns = torch.cat([columns, rest], 1)
+    best, places = scores.gather(1, columns).topk(width, dim=1)
+    return best, columns.gather(1, places)

@@ -5,8 +5,8 @@ other label: with ``L`` layers each other label has nonconformity ``L`` at least
 point itself is among its neighbours. One search of the others serves both: :func:`with_self` puts the point back.
 
 Cost of a search over all ``N`` training points: each pair is compared once, ``N^2 D`` operations a layer, half of what a
-search for ``N`` foreign points costs; scratch memory is the classifier's ``memory_gib``, and no layer is copied. Wide layers
-of a :class:`BoundedDeepKNN` are searched as its indexes search them.
+search for ``N`` foreign points costs; scratch memory is the classifier's ``memory_gib``, and no layer is copied. Layers of a
+:class:`BoundedDeepKNN` in which products are not what costs are searched as its indexes search them.
 """
 
 from collections.abc import Mapping
@@ -206,7 +206,7 @@ def _without(found: Neighbors, points: Tensor) -> Neighbors:
 
 def _all_others(index: NearestNeighbors, k: int) -> Neighbors:
     """For every row of the index."""
-    if isinstance(index, BoundedNeighbors) and index.bounded:
+    if isinstance(index, BoundedNeighbors) and index.selects:
         return _others(index, torch.arange(len(index.database_)), k)
     return _all_pairs(index, k)
 
