@@ -7,16 +7,26 @@ import torch
 from deepneighbors import data, profiles, splits
 from deepneighbors.errors import InputError
 from deepneighbors.experiments import base
-from deepneighbors.experiments.poisoning_ila import crafting, ila_credibility, pooled, sources, transfer, why_it_failed
-from deepneighbors.experiments.poisoning_ila.crafting import Budget
+from deepneighbors.experiments.poisoning_ila import (
+    confirmation,
+    crafting,
+    ila_credibility,
+    pooled,
+    sources,
+    transfer,
+    why_it_failed,
+)
+from deepneighbors.experiments.poisoning_ila.crafting import Budget, Crafted
 from deepneighbors.networks import DeepCNN
 from deepneighbors.store import Artifact, Context
 
-EPSILON, SEEDS = 0.3, (3, 4)
-EXPERIMENTS = (transfer.TRANSFER, why_it_failed.WHY_IT_FAILED, ila_credibility.ILA_CREDIBILITY)
+EPSILON, SEEDS, FRESH = 0.3, (3, 4), (5, 6)
+EXPERIMENTS = (
+    transfer.TRANSFER, confirmation.CONFIRMATION, why_it_failed.WHY_IT_FAILED, ila_credibility.ILA_CREDIBILITY,
+)  # fmt: skip
 TINY = ("seeds=2", "ila_train_images=600", "ila_epochs=2", "ila_test_images=100", "ila_sources=deep", "ila_images=12",
         "ila_targets=mnist_cnn,mlp", "ila_layer_images=6", "ila_steps=2", "ila_samples=2", "ila_k=9", "ila_database=200",
-        "ila_credibility_images=8")  # fmt: skip
+        "ila_credibility_images=8", "ila_confirming_seeds=2", "ila_confirming_images=10")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +72,9 @@ def test_too_few_common_digits_are_refused():
     config = {"images": 5_000, "skip": 0, "member": 0, "members": 40}
     with pytest.raises(InputError, match="ila_images is 5000, but only [0-9]+ test digits"):
         sources.select(config, (network,), Context("cpu"))
+    taken = Artifact("", {"indices": torch.arange(9)}, {}, {})
+    with pytest.raises(InputError, match="ila_confirming_images is 5000, but fewer test digits"):
+        sources.select_fresh(config | {"networks": 1}, (network, taken), Context("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +183,11 @@ def test_scores_are_compared_as_by_brute_force():
 
 
 def test_each_seed_attacks_digits_of_its_own_that_all_its_networks_have_right(run, results):
-    kept = {seed: run.store.get(sources.selected_node(run, seed)).tensors["indices"] for seed in SEEDS}
+    kept = {seed: run.store.get(sources.selected_node(run, seed)).tensors["indices"] for seed in (*SEEDS, *FRESH)}
     calibration, _ = splits.calibration_split(data.load("mnist").y_test)
     choosing = sources.test_order()[:6]
     everything = torch.cat([*kept.values(), calibration, choosing])
-    assert len(everything.unique()) == len(everything) == 12 + 12 + 750 + 6
+    assert len(everything.unique()) == len(everything) == 2 * 12 + 2 * 10 + 750 + 6
     for seed, indices in kept.items():
         nodes = [sources.source_node(run, seed, "deep"), *sources.target_nodes(run, seed)]
         assert len({node.key for node in nodes}) == 3
@@ -197,6 +210,48 @@ def test_rows_follow_from_what_the_networks_say(run, results, cell):
     for rival, layer in (("random_guide", blind), ("ifgsm", ""), ("mi_di", "")):
         shown = value(table, metric="difference", setting=f"epsilon=0.3;choice=blind;minus={rival}", **chosen)
         assert shown == pytest.approx(ours.mean() - wrong[lines.index((rival, layer, "")), 2].mean(), abs=1e-5)
+
+
+def _crafted(gains):
+    """One seed's cell whose ILAP fools so many of ten images more than its random guide, by layer and target."""
+    wrong = {}
+    for layer, by_target in gains.items():
+        for attack, add in (("ilap", 1), ("random_guide", 0)):
+            wrong[(attack, layer, "")] = {t: np.arange(10) < 3 + add * more for t, more in by_target.items()}
+    return Crafted(wrong, {}, {})
+
+
+def test_the_layer_is_chosen_by_its_least_gain_over_targets_and_the_logits_are_no_candidate():
+    first = _crafted({"a": {"s": 5, "t": 0}, "b": {"s": 2, "t": 2}, "fc": {"s": 7, "t": 7}})
+    second = _crafted({"a": {"s": 5, "t": 1}, "b": {"s": 2, "t": 1}, "fc": {"s": 7, "t": 7}})
+    assert confirmation.candidates(first) == ["a", "b"]
+    assert confirmation.chosen_layer({0: first, 1: second}, ("s", "t")) == "b"
+    assert confirmation.chosen_layer({0: first, 1: second}, ("s",)) == "a"
+
+
+def test_the_chosen_layer_is_tried_on_seeds_that_did_not_choose_it(run, results):
+    """The choice again from the first seeds' artefacts, and its rows again from the further seeds'."""
+
+    def gain(seed, layer, target):
+        found = run.store.get(crafting.transfer_node(run, crafting.Cell(seed, "deep", EPSILON)))
+        lines = [tuple(line) for line in found.values["lines"]]
+        wrong = (found.tensors["said"] != found.tensors["y"]).numpy()[:, 1 + target]
+        ours, theirs = (wrong[lines.index((name, layer, ""))].mean() for name in ("ilap", "random_guide"))
+        return ours - theirs
+
+    layers = DeepCNN.layers[:-1]
+    least = {layer: min(np.mean([gain(seed, layer, t) for seed in SEEDS]) for t in (0, 1)) for layer in layers}
+    chosen = max(layers, key=least.__getitem__)
+    setting, names = "epsilon=0.3;choice=explored;minus=random_guide", {"network": "deep->mlp", "metric": "difference"}
+    for seed in FRESH:
+        assert value(results["confirmation"], layer=chosen, setting=setting, seed=seed, **names) == pytest.approx(
+            gain(seed, chosen, 1), abs=1e-5
+        )
+    for layer in layers:
+        shown = value(
+            results["confirmation"], layer=layer, setting="epsilon=0.3;stage=explored;minus=random_guide;seeds=all", **names
+        )
+        assert shown == pytest.approx(np.mean([gain(seed, layer, 1) for seed in SEEDS]), abs=1e-5)
 
 
 def test_matched_rows_are_no_longer_than_their_reference(cell):
@@ -222,7 +277,8 @@ def test_pooled_rows_are_means_of_the_seeds(results):
         common = means.index.intersection(shown.index)
         assert len(common) > 20
         np.testing.assert_allclose(shown[common], means[common], atol=1e-5)
-        assert set(singles["seed"]) == set(SEEDS) and set(together["seed"]) == {SEEDS[0]}
+        assert set(singles["seed"]) == set(FRESH if result.name == "confirmation" else SEEDS)
+        assert set(together["seed"]) == {SEEDS[0]}
 
 
 def test_reasons_change_what_they_name_and_nothing_else(run, results):
@@ -286,12 +342,14 @@ def test_settings_of_every_profile_can_be_planned():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("experiment", "change", "message"),
     [
-        ("ila_sources=mlp", "source is 'mlp'; allowed are mnist_cnn, deep"),
-        ("ila_targets=vgg", "architecture is 'vgg'; allowed are mnist_cnn, deep, cnn, lenet, mlp"),
+        (transfer.TRANSFER, "ila_sources=mlp", "source is 'mlp'; allowed are mnist_cnn, deep"),
+        (confirmation.CONFIRMATION, "ila_confirmed=lenet", "ila_confirmed is 'lenet'; allowed are mnist_cnn, deep"),
+        (transfer.TRANSFER, "ila_targets=vgg", "architecture is 'vgg'; allowed are mnist_cnn, deep, cnn, lenet, mlp"),
     ],
 )
-def test_unknown_networks_are_refused(change, message):
+def test_unknown_networks_are_refused(experiment, change, message):
+    run = base.Run("poisoning_ila", profile="smoke", device="cpu", changes=(change,))
     with pytest.raises(InputError, match=message):
-        transfer.TRANSFER.nodes(base.Run("poisoning_ila", profile="smoke", device="cpu", changes=(change,)))
+        experiment.nodes(run)

@@ -128,6 +128,35 @@ def differences(canvas: Canvas, table: pd.DataFrame, sources: Sequence[str], eps
     axes[0][0].figure.legend(handles=marks, fontsize=7, ncols=4, loc="outside upper center")
 
 
+def confirmation(canvas: Canvas, table: pd.DataFrame, source: str, epsilon: str) -> None:
+    """ILAP less its random guide: at each layer over the seeds that choose one, and at three choices over further seeds."""
+    shown, layers = targets(table, source), SOURCE_LAYERS[source][:-1]
+    _, (left, right) = canvas(1, 2, size=(7, 3.6))
+    explored = {"epsilon": epsilon, "stage": "explored", "minus": "random_guide"}
+    for target, colour, marker in zip(shown, canvas.palette, MARKERS, strict=False):
+        names = {"attack": "ilap", "network": f"{source}->{target}", "metric": "difference"}
+        curve(left, layers, by_layer(table, layers, explored, **names), colour, marker, NETWORKS.get(target, target))
+    left.set_title("seeds that choose the layer", fontsize=9)
+    left.set(ylabel="gain over the random guide")
+    left.tick_params(axis="x", labelsize=8, rotation=30)
+    left.legend(fontsize=6.5)
+    chosen = table.loc[table["setting"].str.contains("choice=explored;minus="), "layer"].iloc[0]
+    words = {"explored": f"chosen: {chosen}", "fixed": "fixed", "blind": "blind"}
+    for c, (choice, colour, marker) in enumerate(zip(words, canvas.palette, MARKERS, strict=False)):
+        for place, target in enumerate(shown):
+            parts = {"epsilon": epsilon, "choice": choice, "minus": "random_guide"}
+            row = one(table, parts, attack="ilap", network=f"{source}->{target}", metric="difference")
+            if row is not None:
+                right.errorbar(row["value"], 0.2 - 0.2 * c - place, xerr=ends(row), color=colour, marker=marker, ms=5,
+                               capsize=2, lw=1)  # fmt: skip
+        right.plot([], [], color=colour, marker=marker, ls="", label=words[choice])
+    right.axvline(0, color=canvas.ink, lw=1)
+    right.set_yticks([-place for place in range(len(shown))], labels=[NETWORKS.get(t, t) for t in shown], fontsize=8)
+    right.set_title("further seeds", fontsize=9)
+    right.set(xlabel="gain over the random guide")
+    right.legend(fontsize=6.5, title="layer", title_fontsize=7)
+
+
 def reasons(canvas: Canvas, table: pd.DataFrame) -> None:
     """Transfer of the starting attack, of ILAP and of a random guide, under each likely reason of the report's failure."""
     shown = [(name, words) for name, words in REASONS if table["setting"].str.contains(f"reason={name};").any()]

@@ -3,6 +3,7 @@
 from deepneighbors.experiments.base import Chapter
 from deepneighbors.experiments.poisoning_ila import (
     classifier,
+    confirmation,
     defending,
     ila_credibility,
     low_credibility,
@@ -28,6 +29,7 @@ CHAPTER = Chapter(
             many_labels.MANY_LABELS,
             defending.DEFENCES,
             transfer.TRANSFER,
+            confirmation.CONFIRMATION,
             why_it_failed.WHY_IT_FAILED,
             ila_credibility.ILA_CREDIBILITY,
         )

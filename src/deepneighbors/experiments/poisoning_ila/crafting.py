@@ -216,10 +216,11 @@ def budget_of(run: Run, seed: int, epsilon: float) -> dict:
 def transfer_node(run: Run, cell: Cell) -> Node:
     """The attacks of a cell."""
     s = run.settings
+    shown = cell.seed in seeds_of(run) and cell.epsilon in s.ila_credibility_epsilons
     config = {
         "budget": budget_of(run, cell.seed, cell.epsilon),
         "fixed": FIXED_LAYERS[cell.source],
-        "kept": s.ila_credibility_images if cell.epsilon in s.ila_credibility_epsilons else 0,
+        "kept": s.ila_credibility_images if shown else 0,
     }
     source, choice = (make(run, cell.seed, cell.source) for make in (source_node, choice_node))
     return transfer.node(config, (source, selected_node(run, cell.seed), choice, *target_nodes(run, cell.seed)))

@@ -8,6 +8,7 @@ shortened until it is no longer than that of I-FGSM on the same image.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -73,40 +74,42 @@ def _cell_rows(run: Run, source: str, epsilon: float, crafted: Mapping[int, Craf
     for name, layer, more in some.wrong:
         if name in ("ilap", "random_guide") and not more:
             lines: dict[int, Line] = dict.fromkeys(crafted, (name, layer, more))
-            rows += _line_rows(run, source, crafted, lines, {"attack": name, "layer": layer, "setting": setting})
+            rows += line_rows(run, source, crafted, lines, {"attack": name, "layer": layer, "setting": setting})
     for name in STARTS:
-        names = {"attack": name, "setting": _join(setting, START)}
-        rows += _line_rows(run, source, crafted, dict.fromkeys(crafted, (name, "", START)), names, single=True)
+        names = {"attack": name, "setting": join(setting, START)}
+        rows += line_rows(run, source, crafted, dict.fromkeys(crafted, (name, "", START)), names, single=True)
     for length in ("", f"l2={REFERENCE}"):
         for name in PLAIN:
-            names = {"attack": name, "setting": _join(setting, length)}
+            names = {"attack": name, "setting": join(setting, length)}
             lines = dict.fromkeys(crafted, (name, "", length))
-            rows += _line_rows(run, source, crafted, lines, names, single=not length)
+            rows += line_rows(run, source, crafted, lines, names, single=not length)
         for choice in CHOICES:
             for name, start in CHOSEN:
                 if choice == "blind" and name in ("fia", "naa"):
                     continue  # they are run at the fixed layer only
                 if length and (start or name in VARIANTS):
                     continue
-                names = {"attack": name, "layer": _common(crafted, choice)}
-                names["setting"] = _join(setting, f"choice={choice}", start, length)
-                lines = {seed: (name, cell.layers[choice], _join(start, length)) for seed, cell in crafted.items()}
-                rows += _line_rows(run, source, crafted, lines, names, single=not length)
-    return rows + list(_differences(run, source, setting, crafted))
+                names = {"attack": name, "layer": common_layer(crafted, choice)}
+                names["setting"] = join(setting, f"choice={choice}", start, length)
+                lines = {seed: (name, cell.layers[choice], join(start, length)) for seed, cell in crafted.items()}
+                rows += line_rows(run, source, crafted, lines, names, single=not length)
+    for choice, length, rival in product(CHOICES, ("", f"l2={REFERENCE}"), RIVALS):
+        rows += difference_rows(run, source, crafted, setting, choice=choice, rival=rival, length=length)
+    return rows
 
 
-def _join(*parts: str) -> str:
+def join(*parts: str) -> str:
     return ";".join(filter(None, parts))
 
 
-def _common(crafted: Mapping[int, Crafted], choice: str) -> str:
+def common_layer(crafted: Mapping[int, Crafted], choice: str) -> str:
     """The chosen layer where all seeds share it, otherwise nothing."""
     layers = {cell.layers[choice] for cell in crafted.values()}
     return layers.pop() if len(layers) == 1 else ""
 
 
-def _line_rows(run: Run, source: str, crafted: Mapping[int, Crafted], lines: Mapping[int, Line], names: dict[str, str], *,
-               single: bool = False) -> list[dict]:  # fmt: skip
+def line_rows(run: Run, source: str, crafted: Mapping[int, Crafted], lines: Mapping[int, Line], names: dict[str, str], *,
+              single: bool = False) -> list[dict]:  # fmt: skip
     """Success on the source and on each target, and length, of one line a seed; with ``single`` also seed by seed."""
     rows = []
     for metric, network, samples in _samples(run, source, crafted, lines):
@@ -128,25 +131,23 @@ def _samples(
         yield "transfer_success", f"{source}->{target}", samples
 
 
-def _differences(run: Run, source: str, setting: str, crafted: Mapping[int, Crafted]) -> Iterator[dict]:
-    """Success of ILAP at a chosen layer less that of a rival, paired by image."""
-    for choice in CHOICES:
-        for length in ("", f"l2={REFERENCE}"):
-            for rival in RIVALS:
-                for target in run.settings.ila_targets:
-                    samples = {
-                        seed: _paired(cell, cell.layers[choice], rival, target, length) for seed, cell in crafted.items()
-                    }
-                    names: dict[str, Any] = NAMES | {"attack": "ilap", "layer": _common(crafted, choice)}
-                    names |= {"network": f"{source}->{target}", "metric": "difference"}
-                    names["setting"] = _join(setting, f"choice={choice}", f"minus={rival}", length)
-                    if not length:
-                        yield from (mean_row(sample, seed=seed, **names) for seed, sample in samples.items())
-                    yield pooled.pooled_mean_row(list(samples.values()), seed=run.seed, **names)
+def difference_rows(run: Run, source: str, crafted: Mapping[int, Crafted], setting: str, *, choice: str, rival: str,
+                    length: str = "") -> list[dict]:  # fmt: skip
+    """Success of ILAP at a chosen layer less that of a rival, paired by image; also seed by seed without ``length``."""
+    rows = []
+    for target in run.settings.ila_targets:
+        samples = {seed: paired(cell, cell.layers[choice], rival, target, length) for seed, cell in crafted.items()}
+        names: dict[str, Any] = NAMES | {"attack": "ilap", "layer": common_layer(crafted, choice)}
+        names |= {"network": f"{source}->{target}", "metric": "difference"}
+        names["setting"] = join(setting, f"choice={choice}", f"minus={rival}", length)
+        if not length:
+            rows += [mean_row(sample, seed=seed, **names) for seed, sample in samples.items()]
+        rows.append(pooled.pooled_mean_row(list(samples.values()), seed=run.seed, **names))
+    return rows
 
 
-def _paired(cell: Crafted, layer: str, rival: str, target: str, length: str) -> np.ndarray:
-    """1 where ILAP fools and the rival does not, -1 the other way round."""
+def paired(cell: Crafted, layer: str, rival: str, target: str, length: str = "") -> np.ndarray:
+    """1 where ILAP at the layer fools the target and the rival does not, -1 the other way round, ``(n,)``."""
     other = (rival, layer if rival == "random_guide" else "", length)
     return cell.wrong[("ilap", layer, length)][target].astype(int) - cell.wrong[other][target]
 
