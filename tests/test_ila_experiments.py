@@ -74,7 +74,7 @@ def test_too_few_common_digits_are_refused():
         sources.select(config, (network,), Context("cpu"))
     taken = Artifact("", {"indices": torch.arange(9)}, {}, {})
     with pytest.raises(InputError, match="ila_confirming_images is 5000, but fewer test digits"):
-        sources.select_fresh(config | {"networks": 1}, (network, taken), Context("cpu"))
+        confirmation.select_fresh(config | {"networks": 1}, (network, taken), Context("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,9 @@ def test_scores_are_compared_as_by_brute_force():
 
 
 def test_each_seed_attacks_digits_of_its_own_that_all_its_networks_have_right(run, results):
-    kept = {seed: run.store.get(sources.selected_node(run, seed)).tensors["indices"] for seed in (*SEEDS, *FRESH)}
+    drawn = {seed: sources.selected_node(run, seed) for seed in SEEDS}
+    drawn |= {seed: confirmation.digits_node(run, seed) for seed in FRESH}
+    kept = {seed: run.store.get(node).tensors["indices"] for seed, node in drawn.items()}
     calibration, _ = splits.calibration_split(data.load("mnist").y_test)
     choosing = sources.test_order()[:6]
     everything = torch.cat([*kept.values(), calibration, choosing])
@@ -233,7 +235,8 @@ def test_the_chosen_layer_is_tried_on_seeds_that_did_not_choose_it(run, results)
     """The choice again from the first seeds' artefacts, and its rows again from the further seeds'."""
 
     def gain(seed, layer, target):
-        found = run.store.get(crafting.transfer_node(run, crafting.Cell(seed, "deep", EPSILON)))
+        digits = confirmation.digits_node(run, seed) if seed in FRESH else None
+        found = run.store.get(crafting.transfer_node(run, crafting.Cell(seed, "deep", EPSILON), digits))
         lines = [tuple(line) for line in found.values["lines"]]
         wrong = (found.tensors["said"] != found.tensors["y"]).numpy()[:, 1 + target]
         ours, theirs = (wrong[lines.index((name, layer, ""))].mean() for name in ("ilap", "random_guide"))

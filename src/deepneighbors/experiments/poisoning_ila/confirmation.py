@@ -6,27 +6,67 @@ largest. Further seeds then draw sources, targets and digits anew, and no choice
 the chosen layer. Beside it stand the layer that was ``fixed`` before either, and those of the ``blind`` rule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from deepneighbors import checks
+from deepneighbors.errors import InputError
 from deepneighbors.experiments.base import Experiment, Nodes, Run, Summary
 from deepneighbors.experiments.poisoning_ila import crafting, plan, pooled, sources, transfer
 from deepneighbors.experiments.poisoning_ila.crafting import CHOICES, Cell, Crafted, Line
 from deepneighbors.experiments.poisoning_ila.transfer import NAMES, PLAIN, RIVALS
 from deepneighbors.results import table
-from deepneighbors.store import Artifact
+from deepneighbors.store import Artifact, Context, Node, Payload, stage
 
 EXPLORED = "explored"
 USES = tuple(module.__name__ for module in (crafting, plan, pooled, sources, transfer))
 
 
+@stage("select_fresh_digits", uses=(*sources.NETWORKS, *sources.DIGITS))
+def select_fresh(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
+    """Digits as those of other seeds are found, without theirs, which are the inputs after the ``networks``."""
+    wanted, networks = config["images"], inputs[: config["networks"]]
+    taken = torch.cat([selected.tensors["indices"] for selected in inputs[config["networks"] :]])
+    share = sources.test_order()[config["skip"] :][config["member"] :: config["members"]]
+    try:
+        found = sources.select(config | {"images": wanted + int(torch.isin(share, taken).sum())}, networks, context)
+    except InputError:
+        raise InputError(
+            f"ila_confirming_images is {wanted}, but fewer test digits of this seed that no other seed attacks are "
+            "classified correctly by every network; ask for fewer, or train on more digits"
+        ) from None
+    indices = found.tensors["indices"]
+    return Payload(tensors={"indices": indices[~torch.isin(indices, taken)][:wanted].contiguous()})
+
+
+def confirming_seeds(run: Run) -> list[int]:
+    """The further seeds."""
+    return [run.seed + run.settings.seeds + member for member in range(run.settings.ila_confirming_seeds)]
+
+
+def digits_node(run: Run, seed: int) -> Node:
+    """Digits of a further seed."""
+    s, seeds = run.settings, confirming_seeds(run)
+    networks = [*(sources.source_node(run, seed, name) for name in _sources(run)), *sources.target_nodes(run, seed)]
+    config = {
+        "images": s.ila_confirming_images, "skip": s.ila_layer_images, "member": seeds.index(seed), "members": len(seeds),
+        "networks": len(networks),
+    }  # fmt: skip
+    others = (sources.selected_node(run, other) for other in sources.seeds_of(run))
+    return select_fresh.node(config, (*networks, *others))
+
+
 def _nodes(run: Run) -> Nodes:
-    seeds = (*sources.seeds_of(run), *sources.confirming_seeds(run))
-    return {cell.name: crafting.transfer_node(run, cell) for source in _sources(run) for cell in _cells(run, source, seeds)}
+    nodes: dict[str, Node] = {}
+    for source in _sources(run):
+        nodes |= {cell.name: crafting.transfer_node(run, cell) for cell in _cells(run, source, sources.seeds_of(run))}
+        for cell in _cells(run, source, confirming_seeds(run)):
+            nodes[cell.name] = crafting.transfer_node(run, cell, digits_node(run, cell.seed))
+    return nodes
 
 
 def _sources(run: Run) -> tuple[str, ...]:
@@ -35,7 +75,7 @@ def _sources(run: Run) -> tuple[str, ...]:
     return run.settings.ila_confirmed
 
 
-def _cells(run: Run, source: str, seeds: tuple[int, ...]) -> list[Cell]:
+def _cells(run: Run, source: str, seeds: Sequence[int]) -> list[Cell]:
     return [Cell(seed, source, run.settings.ila_layer_epsilon) for seed in seeds]
 
 
@@ -43,8 +83,8 @@ def _summarise(run: Run, found: Mapping[str, Artifact]) -> Summary:
     rows, setting = [], f"epsilon={run.settings.ila_layer_epsilon:g}"
     for source in _sources(run):
         first, fresh = (
-            {cell.seed: Crafted.of(found[cell.name], run.settings.ila_targets) for cell in _cells(run, source, tuple(seeds))}
-            for seeds in (sources.seeds_of(run), sources.confirming_seeds(run))
+            {cell.seed: Crafted.of(found[cell.name], run.settings.ila_targets) for cell in _cells(run, source, seeds)}
+            for seeds in (sources.seeds_of(run), confirming_seeds(run))
         )
         rows += _explored_rows(run, source, setting, first)
         layer = chosen_layer(first, run.settings.ila_targets)

@@ -213,17 +213,18 @@ def budget_of(run: Run, seed: int, epsilon: float) -> dict:
     return {"epsilon": epsilon, "steps": run.settings.ila_steps, "samples": run.settings.ila_samples, "seed": seed}
 
 
-def transfer_node(run: Run, cell: Cell) -> Node:
-    """The attacks of a cell."""
+def transfer_node(run: Run, cell: Cell, digits: Node | None = None) -> Node:
+    """The attacks of a cell, on the digits of its seed or on others; images are kept of the former only."""
     s = run.settings
-    shown = cell.seed in seeds_of(run) and cell.epsilon in s.ila_credibility_epsilons
+    shown = digits is None and cell.epsilon in s.ila_credibility_epsilons
     config = {
         "budget": budget_of(run, cell.seed, cell.epsilon),
         "fixed": FIXED_LAYERS[cell.source],
         "kept": s.ila_credibility_images if shown else 0,
     }
     source, choice = (make(run, cell.seed, cell.source) for make in (source_node, choice_node))
-    return transfer.node(config, (source, selected_node(run, cell.seed), choice, *target_nodes(run, cell.seed)))
+    digits = selected_node(run, cell.seed) if digits is None else digits
+    return transfer.node(config, (source, digits, choice, *target_nodes(run, cell.seed)))
 
 
 @dataclass(frozen=True)

@@ -99,23 +99,6 @@ def select(config: dict, inputs: Sequence[Artifact], context: Context) -> Payloa
     return Payload(tensors={"indices": torch.cat(kept)[: config["images"]].contiguous()})
 
 
-@stage("select_fresh_digits", uses=(*NETWORKS, *DIGITS))
-def select_fresh(config: dict, inputs: Sequence[Artifact], context: Context) -> Payload:
-    """Digits as :data:`select` finds them, without those of other seeds, which are the inputs after the ``networks``."""
-    wanted, networks = config["images"], inputs[: config["networks"]]
-    taken = torch.cat([selected.tensors["indices"] for selected in inputs[config["networks"] :]])
-    share = test_order()[config["skip"] :][config["member"] :: config["members"]]
-    try:
-        found = select(config | {"images": wanted + int(torch.isin(share, taken).sum())}, networks, context)
-    except InputError:
-        raise InputError(
-            f"ila_confirming_images is {wanted}, but fewer test digits of this seed that no other seed attacks are "
-            "classified correctly by every network; ask for fewer, or train on more digits"
-        ) from None
-    indices = found.tensors["indices"]
-    return Payload(tensors={"indices": indices[~torch.isin(indices, taken)][:wanted].contiguous()})
-
-
 _CHOICE = tuple(f"deepneighbors.attacks.{name}" for name in ("layer_choice", "ila", "iterated", "classifier", "base"))
 
 
@@ -140,11 +123,6 @@ def seeds_of(run: Run) -> list[int]:
     return [run.seed + member for member in range(run.settings.seeds)]
 
 
-def confirming_seeds(run: Run) -> list[int]:
-    """Further seeds, with networks and digits that no choice of a layer has seen."""
-    return [run.seed + run.settings.seeds + member for member in range(run.settings.ila_confirming_seeds)]
-
-
 def source_node(run: Run, seed: int, architecture: str) -> Node:
     """A trained source."""
     checks.one_of("source", architecture, FIXED_LAYERS)
@@ -163,23 +141,11 @@ def _network_node(run: Run, seed: int, architecture: str) -> Node:
 
 
 def selected_node(run: Run, seed: int) -> Node:
-    """The digits of a seed, one of :func:`seeds_of` or of :func:`confirming_seeds`."""
+    """The digits of a seed."""
     s = run.settings
-    if seed in confirming_seeds(run):
-        return _fresh_node(run, seed)
     config = {"images": s.ila_images, "skip": s.ila_layer_images, "member": seed - run.seed, "members": s.seeds}
     sources = [source_node(run, seed, name) for name in s.ila_sources]
     return select.node(config, (*sources, *target_nodes(run, seed)))
-
-
-def _fresh_node(run: Run, seed: int) -> Node:
-    s, seeds = run.settings, confirming_seeds(run)
-    networks = [*(source_node(run, seed, name) for name in s.ila_confirmed), *target_nodes(run, seed)]
-    config = {
-        "images": s.ila_confirming_images, "skip": s.ila_layer_images, "member": seeds.index(seed), "members": len(seeds),
-        "networks": len(networks),
-    }  # fmt: skip
-    return select_fresh.node(config, (*networks, *(selected_node(run, other) for other in seeds_of(run))))
 
 
 def choice_node(run: Run, seed: int, architecture: str) -> Node:
