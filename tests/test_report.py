@@ -189,6 +189,25 @@ def test_a_figure_is_drawn_light_and_dark_and_the_same_each_time():
     assert "background" not in first.light and 'style="fill: #ffffff"' not in first.light  # transparent
 
 
+def draw_panels(canvas):
+    """Titles, a legend and a bar of colours outside of the axes, and images that keep their shape."""
+    figure, axes = canvas(2, 2, size=(6, 4))
+    for axis in axes.flat[:3]:
+        axis.plot([0, 1], [0, 1000], label="a long name")
+    shown = axes[1][1].imshow([[0, 1, 2], [3, 4, 5]])
+    figure.colorbar(shown, ax=axes[1][1])
+    figure.suptitle("panels")
+    figure.supxlabel("x of all")
+    figure.supylabel("y of all")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center")
+
+
+@pytest.mark.parametrize("draw", [draw_line, draw_panels])
+def test_the_dark_figure_has_the_layout_that_it_would_find_by_itself(draw):
+    alone, _ = figures._drawn(draw, "fig-line", dark=True)
+    assert picture(draw).dark == alone.decode()
+
+
 def test_a_notebook_shows_the_png_with_its_alt_text():
     data, metadata = picture()._repr_mimebundle_()
     assert picture().png.startswith(b"\x89PNG")

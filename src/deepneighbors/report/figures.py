@@ -78,8 +78,8 @@ def picture(draw: Callable[[Canvas], object], *, name: str, caption: str, alt: s
     if not alt.strip():
         raise InputError(f"figure {name!r} has no alt text; say in a sentence or two what it shows")
     light, figure = _drawn(draw, name, dark=False)
-    dark, _ = _drawn(draw, name, dark=True)
-    figure.set_layout_engine("none")  # it was laid out for the SVG
+    figure.set_layout_engine("none")  # it was laid out for the SVG, and the styles differ in colours only
+    dark, _ = _drawn(draw, name, dark=True, like=figure)
     with _styled(name, dark=False):
         png = _saved(figure, "png", facecolor="white")
     width = round(figure.get_figwidth() * _INLINE_DPI)
@@ -104,13 +104,27 @@ def _styled(name: str, *, dark: bool) -> Any:
     return style.context([*map(str, sheets), {"svg.hashsalt": name}])
 
 
-def _drawn(draw: Callable[[Canvas], object], name: str, *, dark: bool) -> tuple[bytes, Figure]:
+def _drawn(draw: Callable[[Canvas], object], name: str, *, dark: bool, like: Figure | None = None) -> tuple[bytes, Figure]:
+    """The SVG and its figure, laid out as another one where there is one: to find a layout takes longer than to draw."""
     with _styled(name, dark=dark):
         canvas = Canvas(dark=dark)
         draw(canvas)
         if canvas.figure is None:
             raise InputError(f"the drawing function of figure {name!r} made no figure; call its argument first")
+        if like is not None:
+            _lay_out(canvas.figure, like)
         return _saved(canvas.figure, "svg"), canvas.figure
+
+
+def _lay_out(figure: Figure, like: Figure) -> None:
+    """Put the axes and titles of a figure where they are in another one with the same parts."""
+    figure.set_layout_engine("none")
+    for axes, other in zip(figure.axes, like.axes, strict=True):
+        axes.set_position(other.get_position(original=True))
+    for name in ("_suptitle", "_supxlabel", "_supylabel"):
+        title, other_title = getattr(figure, name), getattr(like, name)
+        if title is not None:
+            title.set_position(other_title.get_position())
 
 
 def _saved(figure: Figure, kind: str, **options: Any) -> bytes:

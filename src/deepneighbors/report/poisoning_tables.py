@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,17 @@ def read(setting: str) -> dict[str, str]:
 
 def pooled(table: pd.DataFrame, parts: Mapping[str, str] | None = None, **names: str) -> pd.DataFrame:
     """Rows over all seeds whose setting has exactly these parts, in any order, and whose columns these names."""
-    wanted = {**(parts or {}), **SEEDS}
+    wanted = frozenset({**(parts or {}), **SEEDS}.items())
+    kept = np.ones(len(table), dtype=bool)
     for name, value in names.items():
-        table = table[table[name] == value]
-    return table[np.array([read(setting) == wanted for setting in table["setting"]], dtype=bool)]
+        kept &= np.asarray(table[name], dtype=object) == value
+    settings = np.asarray(table["setting"], dtype=object)
+    return table.iloc[[place for place in np.flatnonzero(kept) if _parts(settings[place]) == wanted]]
+
+
+@cache
+def _parts(setting: str) -> frozenset[tuple[str, str]]:
+    return frozenset(read(setting).items())
 
 
 def one(table: pd.DataFrame, parts: Mapping[str, str] | None = None, **names: str) -> pd.Series | None:
