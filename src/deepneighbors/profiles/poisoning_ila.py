@@ -106,6 +106,7 @@ SETTINGS: dict[str, PoisoningIla] = {
     "quick": PoisoningIla(
         seeds=1,
         # Poisoned MNIST.
+        svm_points=30,
         classifier_cases=("5-9-15-l1", "1-9-15-l1"),
         cnn_images=1_000,
         cnn_epochs=3,
@@ -127,17 +128,17 @@ SETTINGS: dict[str, PoisoningIla] = {
         backdoor_rates=(0.01,),
         retrained=("credibility",),
         # Intermediate Level Attack.
-        ila_train_images=2_500,
+        ila_train_images=2_000,
         ila_test_images=1_000,
         ila_epochs=1,
-        ila_images=25,
+        ila_images=20,
         ila_layer_images=20,
         ila_epsilons=(0.3,),
         ila_confirming_seeds=1,
-        ila_confirming_images=25,
+        ila_confirming_images=20,
         ila_samples=4,
         ila_database=2_000,
-        ila_credibility_images=25,
+        ila_credibility_images=20,
         ila_credibility_epsilons=(0.3,),
     ),
     "smoke": PoisoningIla(
@@ -176,6 +177,8 @@ SETTINGS: dict[str, PoisoningIla] = {
         ila_images=20,
         ila_layer_images=20,
         ila_epsilons=(0.3,),
+        ila_confirming_seeds=1,
+        ila_confirming_images=10,
         ila_steps=4,
         ila_samples=3,
         ila_k=25,

@@ -131,17 +131,19 @@ def differences(canvas: Canvas, table: pd.DataFrame, sources: Sequence[str], eps
 def confirmation(canvas: Canvas, table: pd.DataFrame, source: str, epsilon: str) -> None:
     """ILAP less its random guide: at each layer over the seeds that choose one, and at three choices over further seeds."""
     shown, layers = targets(table, source), SOURCE_LAYERS[source][:-1]
-    _, (left, right) = canvas(1, 2, size=(7, 3.6))
+    _, (left, right) = canvas(1, 2, size=(7, 4.2))
     explored = {"epsilon": epsilon, "stage": "explored", "minus": "random_guide"}
-    for target, colour, marker in zip(shown, canvas.palette, MARKERS, strict=False):
+    for t, (target, colour, marker) in enumerate(zip(shown, canvas.palette, MARKERS, strict=False)):
         names = {"attack": "ilap", "network": f"{source}->{target}", "metric": "difference"}
-        curve(left, layers, by_layer(table, layers, explored, **names), colour, marker, NETWORKS.get(target, target))
+        numbers = by_layer(table, layers, explored, **names)
+        places = [place + 0.14 * (t - (len(shown) - 1) / 2) for place in range(len(layers))]
+        curve(left, places, numbers, colour, marker, NETWORKS.get(target, target))
+    left.axhline(0, color=canvas.ink, lw=1)
     left.set_title("seeds that choose the layer", fontsize=9)
-    left.set(ylabel="gain over the random guide")
-    left.tick_params(axis="x", labelsize=8, rotation=30)
-    left.legend(fontsize=6.5)
+    left.set_ylabel("gain over the random guide", fontsize=9)
+    left.set_xticks(range(len(layers)), labels=layers)
     chosen = table.loc[table["setting"].str.contains("choice=explored;minus="), "layer"].iloc[0]
-    words = {"explored": f"chosen: {chosen}", "fixed": "fixed", "blind": "blind"}
+    words = {"explored": f"chosen ({chosen})", "fixed": "fixed", "blind": "blind"}
     for c, (choice, colour, marker) in enumerate(zip(words, canvas.palette, MARKERS, strict=False)):
         for place, target in enumerate(shown):
             parts = {"epsilon": epsilon, "choice": choice, "minus": "random_guide"}
@@ -153,8 +155,10 @@ def confirmation(canvas: Canvas, table: pd.DataFrame, source: str, epsilon: str)
     right.axvline(0, color=canvas.ink, lw=1)
     right.set_yticks([-place for place in range(len(shown))], labels=[NETWORKS.get(t, t) for t in shown], fontsize=8)
     right.set_title("further seeds", fontsize=9)
-    right.set(xlabel="gain over the random guide")
-    right.legend(fontsize=6.5, title="layer", title_fontsize=7)
+    right.set_xlabel("gain over the random guide", fontsize=9)
+    for axis in (left, right):
+        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def reasons(canvas: Canvas, table: pd.DataFrame) -> None:
