@@ -136,6 +136,7 @@ SETTINGS: dict[str, PoisoningIla] = {
         ila_epsilons=(0.3,),
         ila_confirming_seeds=1,
         ila_confirming_images=20,
+        ila_steps=6,
         ila_samples=4,
         ila_database=2_000,
         ila_credibility_images=20,

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from deepneighbors.report.figures import Canvas
-from deepneighbors.report.poisoning_figures import MARKERS, curve, ends, name_line, picture
+from deepneighbors.report.poisoning_figures import MARKERS, Tile, curve, ends, strip
 from deepneighbors.report.poisoning_tables import ATTACKS, NETWORKS, Label, by_layer, one, options, pooled
 from deepneighbors.results import Result
 
@@ -42,20 +42,17 @@ def examples(canvas: Canvas, result: Result, network: str, attacks: Sequence[str
     shown = [attack for attack in attacks if f"gallery|{network}|{attack}|x" in arrays]
     clean, y = arrays["gallery|clean|x"], arrays["gallery|clean|y"]
     columns = min(columns, len(y))
-    _, axes = canvas(1 + 2 * len(shown), columns, size=(7, 0.95 * (1 + 2 * len(shown)) + 0.2), squeeze=False)
-    for i, axis in enumerate(axes[0]):
-        picture(axis, clean[i], canvas, str(y[i]))
-    name_line(axes[0][0], "clean")
-    for block, attack in enumerate(shown):
-        top, bottom = axes[1 + 2 * block : 3 + 2 * block]
+    _, axes = canvas(1 + 2 * len(shown), 1, size=(7, 0.95 * (1 + 2 * len(shown)) + 0.2), squeeze=False)
+    strip(axes[0, 0], [Tile(x, str(label)) for x, label in zip(clean, y, strict=True)][:columns], canvas, "clean")
+    for attack, top, bottom in zip(shown, axes[1::2, 0], axes[2::2, 0], strict=True):
+        images, changes = [], []
         for i in range(columns):
             label, moved = arrays[f"gallery|{network}|{attack}|label"][i], arrays[f"gallery|{network}|{attack}|x"][i]
-            change = moved.astype(float) - clean[i]
-            fooled, most = label != y[i], float(np.abs(change).max())
-            picture(top[i], moved, canvas, f"{label} ✗" if fooled else str(label), wrong=fooled)
-            picture(bottom[i], change, canvas, f"L2 {np.linalg.norm(change):.1f}", change=most)
-        name_line(top[0], ATTACKS.get(attack, attack))
-        name_line(bottom[0], "change")
+            change, fooled = moved.astype(float) - clean[i], label != y[i]
+            images.append(Tile(moved, f"{label} ✗" if fooled else str(label), wrong=fooled))
+            changes.append(Tile(change, f"L2 {np.linalg.norm(change):.1f}", change=float(np.abs(change).max())))
+        strip(top, images, canvas, ATTACKS.get(attack, attack))
+        strip(bottom, changes, canvas, "change")
 
 
 def transfer_by_layer(canvas: Canvas, table: pd.DataFrame, source: str, epsilon: str) -> None:
@@ -214,18 +211,18 @@ def neighbors(canvas: Canvas, result: Result, network: str, example: int = 0) ->
     """A digit and its ILA example with the nearest training digits in each layer of Deep kNN; titles are stored labels."""
     layers, arrays = DKNN_LAYERS[network.split("->")[-1]], result.arrays
     shown = arrays[f"gallery|{network}|ilap|near_x"].shape[2]
-    _, axes = canvas(2 * len(layers), 1 + shown, size=(0.95 * (1 + shown) + 0.9, 1.55 * len(layers) + 0.3), squeeze=False)
+    _, axes = canvas(2 * len(layers), 1, size=(0.72 * (1 + shown) + 0.7, 1.55 * len(layers) + 0.3), squeeze=False)
     truth = arrays["gallery|clean|y"][example]
-    for row in range(2 * len(layers)):
+    for row, axis in enumerate(axes[:, 0]):
         layer, attack = row // 2, ("none", "ilap")[row % 2]
-        key, line = f"gallery|{network}|{attack}", axes[row]
+        key = f"gallery|{network}|{attack}"
         x = arrays["gallery|clean|x"] if attack == "none" else arrays[f"{key}|x"]
         label = arrays[f"{key}|label"][example]
-        picture(line[0], x[example], canvas, f"network: {label}", wrong=label != truth)
-        name_line(line[0], f"{layers[layer]},\n{'clean' if attack == 'none' else 'ILA'}")
+        tiles = [Tile(x[example], f"network: {label}", wrong=label != truth)]
         for j in range(shown):
             stored, near = arrays[f"{key}|near_y"][example, layer, j], arrays[f"{key}|near_x"][example, layer, j] / 255
-            picture(line[1 + j], near, canvas, str(stored), wrong=stored != truth)
+            tiles.append(Tile(near, str(stored), wrong=stored != truth))
+        strip(axis, tiles, canvas, f"{layers[layer]},\n{'clean' if attack == 'none' else 'ILA'}")
 
 
 def example_fooled(result: Result, network: str) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,27 +27,35 @@ from deepneighbors.results import Result
 
 MARKERS = "osD^vPX*"
 _TENTHS = np.linspace(0, 1, 11)
+_STEP = 1.15  # from one picture of a line to the next, in their width
 Sample = tuple[str, np.ndarray, np.ndarray]  # words, credibilities, whether the answers are right
 
 
-def picture(axis: Axes, pixels: np.ndarray, canvas: Canvas, title: str = "", *, change: float = 0.0,
-            wrong: bool = False) -> None:  # fmt: skip
-    """One digit ``(1, 28, 28)`` in [0, 1] without axes, or a change whose colours are full at plus and minus ``change``."""
-    limits: dict[str, Any] = (
-        {"cmap": "PuOr", "vmin": -change, "vmax": change} if change else {"cmap": "gray", "vmin": 0, "vmax": 1}
-    )
-    axis.imshow(pixels.reshape(28, 28).astype(float), interpolation="nearest", **limits)
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    if title:
-        axis.set_title(title, fontsize=7, pad=2, color=canvas.palette[3] if wrong else canvas.ink)
+@dataclass(frozen=True)
+class Tile:
+    """A digit ``(1, 28, 28)`` in [0, 1], or a change whose colours are full at plus and minus ``change``, and its title."""
+
+    pixels: np.ndarray
+    title: str = ""
+    change: float = 0.0
+    wrong: bool = False
 
 
-def name_line(axis: Axes, words: str) -> None:
-    """Words at the left of a line of pictures."""
-    axis.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=7, labelpad=4)
+def strip(axis: Axes, tiles: Sequence[Tile], canvas: Canvas, words: str, *, columns: int = 0) -> None:
+    """A line of pictures in one axis, as many to its width as ``columns``, with words at their left."""
+    for place, tile in enumerate(tiles):
+        most = tile.change
+        limits: dict[str, Any] = (
+            {"cmap": "PuOr", "vmin": -most, "vmax": most} if most else {"cmap": "gray", "vmin": 0, "vmax": 1}
+        )
+        left = _STEP * place
+        extent = (left, left + 1.0, 0.0, 1.0)
+        axis.imshow(tile.pixels.reshape(28, 28).astype(float), interpolation="nearest", extent=extent, **limits)
+        colour = canvas.palette[3] if tile.wrong else canvas.ink
+        axis.text(left + 0.5, 1.04, tile.title, fontsize=7, ha="center", va="bottom", color=colour)
+    axis.text(-0.08, 0.5, words, fontsize=7, ha="right", va="center")
+    axis.set(xlim=(0, _STEP * (max(columns, len(tiles)) - 1) + 1), ylim=(0, 1))
+    axis.set_axis_off()
 
 
 def joined(arrays: Mapping[str, np.ndarray], before: str, after: str) -> np.ndarray:
@@ -76,20 +85,17 @@ def gallery(canvas: Canvas, result: Result, norms: Sequence[Label], columns: int
     """Poisoned digits: the training image that each starts from, the optimised point, and the change; one block a norm."""
     shown = [(key.removesuffix("|start"), words) for norm, words in norms for key in sorted(result.arrays)
              if key.startswith(f"{norm}|") and key.endswith("|start")]  # fmt: skip
-    _, axes = canvas(3 * len(shown), columns, size=(7, 2.75 * len(shown) + 0.2), squeeze=False)
+    _, axes = canvas(3 * len(shown), 1, size=(7, 2.75 * len(shown) + 0.2), squeeze=False)
     for block, (key, words) in enumerate(shown):
         start, moved, y, truth = (result.arrays[f"{key}|{name}"] for name in ("start", "x", "y", "truth"))
         changes = moved[:columns].astype(float) - start[:columns]
-        top, middle, bottom = lines = axes[3 * block : 3 * block + 3]
-        for axis in lines[:, len(changes) :].flat:
-            axis.set_axis_off()
         most = float(np.abs(changes).max())
-        for i, change in enumerate(changes):
-            picture(top[i], start[i], canvas, f"{truth[i]}, stored as {y[i]}")
-            picture(middle[i], moved[i], canvas)
-            picture(bottom[i], change, canvas, f"L2 {np.linalg.norm(change):.2f}", change=most)
-        for line, name in ((top, "before"), (middle, f"after,\n{words}"), (bottom, f"change,\nfull at ±{most:.2f}")):
-            name_line(line[0], name)
+        before = [Tile(x, f"{right}, stored as {label}") for x, right, label in zip(start, truth, y, strict=True)][:columns]
+        after = [Tile(x) for x in moved[:columns]]
+        between = [Tile(change, f"L2 {np.linalg.norm(change):.2f}", change=most) for change in changes]
+        named = (("before", before), (f"after,\n{words}", after), (f"change,\nfull at ±{most:.2f}", between))
+        for axis, (name, tiles) in zip(axes[3 * block :, 0], named, strict=False):
+            strip(axis, tiles, canvas, name, columns=columns)
 
 
 def reliability(canvas: Canvas, samples: Sequence[Sample]) -> None:
