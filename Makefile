@@ -11,7 +11,7 @@ book: $(STAMP)
 	$(BIN)/deepneighbors book --profile $(PROFILE)
 
 test: lint
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
