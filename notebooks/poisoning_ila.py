@@ -1028,8 +1028,8 @@ chapter.figure(
 # where deep kNN loses half of its lead over chance, or all of it. It does not help much. At one per cent of false alarms hardly any of it is
 # found ({numref}`tab-poison-defences-tpr-at-fpr-1`), and after removal the backdoor works on most images
 # ({numref}`tab-poison-retrained-success`). The rate decides ({numref}`fig-poison-detection`). Activation clustering depends
-# on the seed: with one of five it removes the blended backdoor at the higher rate altogether, which no other defence does,
-# with three it removes next to nothing, and its intervals are the widest of all.
+# on the seed: with one of five it breaks the blended backdoor at the higher rate, which no other defence does, with the
+# others it hardly touches it, and its intervals are the widest of all.
 #
 # **Table 1 fits another index.** With the 1,000 clean points of the text the shares are near the base rate in the first layer,
 # and a fraction of the report's there. With 150 they agree with it, above all where the network errs
