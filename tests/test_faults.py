@@ -61,7 +61,7 @@ while True:
 COVER = {
     "knn_dknn_attack": ("gallery", "credibility", "exact", "undefended"),
     "nnif_detection": ("gallery", "estimators", "fast", "white_box"),
-    "poisoning_ila": ("mixtures", "neighbor_share", "defences", "why_it_failed", "ila_credibility"),
+    "poisoning_ila": ("mixtures", "neighbor_share", "defences", "confirmation", "why_it_failed", "ila_credibility"),
 }
 # Smaller than smoke where that saves time.
 CHANGES = {
