@@ -796,11 +796,11 @@ for source_ in SOURCES:
 
 
 # %% tags=["hide-input"]
-def less_rivals(experiment, source, choices, lengths):
+def less_rivals(experiment, source, choices, lengths, **more):
     """What ILAP gains over each rival, at each choice of a layer; of ``lengths``, true is that of I-FGSM."""
     lines_ = [
         Choice(f"less {words}, {choice} layer{', L2 of I-FGSM' if length else ''}", {},
-               {"epsilon": STRONGEST, "choice": choice, "minus": rival} | ({"l2": "ifgsm"} if length else {}))
+               {"epsilon": STRONGEST, "choice": choice, "minus": rival} | more | ({"l2": "ifgsm"} if length else {}))
         for rival, words in ila_figures.RIVALS
         for choice in choices
         for length in lengths
@@ -858,7 +858,7 @@ CONFIRMED = chapter.run.settings.ila_confirmed
 confirmation_shown = shown("confirmation")
 for source_ in CONFIRMED:
     chapter.grid(
-        less_rivals("confirmation", source_, ("explored", "fixed", "blind"), (False,)),
+        less_rivals("confirmation", source_, ("explored", "fixed", "blind"), (False,), stage="further"),
         name=f"tab-ila-confirmed-{source_}",
         caption=f"Success of ILAP less that of each rival on further seeds, as a fraction, source: {NETWORKS[source_]}, radius {STRONGEST}. *Explored*: the layer that the first seeds chose.",
     )  # fmt: skip

@@ -245,7 +245,10 @@ def test_the_chosen_layer_is_tried_on_seeds_that_did_not_choose_it(run, results)
     layers = DeepCNN.layers[:-1]
     least = {layer: min(np.mean([gain(seed, layer, t) for seed in SEEDS]) for t in (0, 1)) for layer in layers}
     chosen = max(layers, key=least.__getitem__)
-    setting, names = "epsilon=0.3;choice=explored;minus=random_guide", {"network": "deep->mlp", "metric": "difference"}
+    setting, names = (
+        "epsilon=0.3;stage=further;choice=explored;minus=random_guide",
+        {"network": "deep->mlp", "metric": "difference"},
+    )
     for seed in FRESH:
         assert value(results["confirmation"], layer=chosen, setting=setting, seed=seed, **names) == pytest.approx(
             gain(seed, chosen, 1), abs=1e-5

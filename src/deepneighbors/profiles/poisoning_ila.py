@@ -172,6 +172,7 @@ SETTINGS: dict[str, PoisoningIla] = {
         backdoor_rates=(0.02,),
         retrained=("credibility",),
         # Intermediate Level Attack.
+        ila_targets=("mnist_cnn", "lenet", "mlp"),
         ila_train_images=1_000,
         ila_test_images=500,
         ila_epochs=2,

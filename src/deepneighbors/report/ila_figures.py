@@ -143,7 +143,7 @@ def confirmation(canvas: Canvas, table: pd.DataFrame, source: str, epsilon: str)
     words = {"explored": f"chosen ({chosen})", "fixed": "fixed", "blind": "blind"}
     for c, (choice, colour, marker) in enumerate(zip(words, canvas.palette, MARKERS, strict=False)):
         for place, target in enumerate(shown):
-            parts = {"epsilon": epsilon, "choice": choice, "minus": "random_guide"}
+            parts = {"epsilon": epsilon, "stage": "further", "choice": choice, "minus": "random_guide"}
             row = one(table, parts, attack="ilap", network=f"{source}->{target}", metric="difference")
             if row is not None:
                 right.errorbar(row["value"], 0.2 - 0.2 * c - place, xerr=ends(row), color=colour, marker=marker, ms=5,

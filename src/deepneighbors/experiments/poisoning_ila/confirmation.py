@@ -2,8 +2,8 @@
 
 The layer is chosen by the first seeds: it is the one whose least gain over its own random guide, over the targets, is the
 largest. Further seeds then draw sources, targets and digits anew, and no choice has seen any of them. In a setting,
-``stage=explored`` means the first seeds, at each layer that could be chosen, and ``choice=explored`` the further ones, at
-the chosen layer. Beside it stand the layer that was ``fixed`` before either, and those of the ``blind`` rule.
+``stage=explored`` means the first seeds, at each layer that could be chosen, and ``stage=further`` the others: at the chosen
+layer (``choice=explored``), at the one that was ``fixed`` before either, and at those of the ``blind`` rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ def _summarise(run: Run, found: Mapping[str, Artifact]) -> Summary:
         rows += _explored_rows(run, source, setting, first)
         layer = chosen_layer(first, run.settings.ila_targets)
         fresh = {seed: replace(cell, layers=cell.layers | {EXPLORED: layer}) for seed, cell in fresh.items()}
-        rows += _fresh_rows(run, source, setting, fresh)
+        rows += _fresh_rows(run, source, f"{setting};stage=further", fresh)
     return table(rows), {}
 
 
