@@ -399,6 +399,30 @@ def test_neighbours_stand_in_their_layer_with_stored_labels(canvas, gallery):
     assert canvas.figure.axes[0].images[1].get_array().max() == 1
 
 
+def test_the_chosen_layer_stands_beside_what_chose_it(canvas):
+    names = {"experiment": "ila", "attack": "ilap", "norm": "", "n": 1000}
+    rows = []
+    for place, target in enumerate(("cnn", "mlp")):
+        common = names | {"network": f"deep->{target}"}
+        rows.append(
+            line(0.5, "epsilon=0.3;stage=further;seeds=all", metric="transfer_success", **common | {"attack": "fgsm"})
+        )
+        for at, layer in enumerate(ila_figures.SOURCE_LAYERS["deep"][:-1]):
+            setting = "epsilon=0.3;stage=explored;minus=random_guide;seeds=all"
+            rows.append(line(0.1 * at + place, setting, metric="difference", layer=layer, **common))
+        for at, (choice, layer) in enumerate((("explored", "b1c0"), ("fixed", "b0c1"), ("blind", ""))):
+            setting = f"epsilon=0.3;stage=further;choice={choice};minus=random_guide;seeds=all"
+            rows.append(line(0.2 * at - place, setting, metric="difference", layer=layer, **common))
+    ila_figures.confirmation(canvas, result(rows).table, "deep", "0.3")
+    left, right = canvas.figure.axes
+    explored = points(left)
+    assert explored["MLP"][1] == pytest.approx([1, 1.1, 1.2, 1.3, 1.4, 1.5])
+    assert np.round(explored["CNN"][0]).tolist() == [0, 1, 2, 3, 4, 5] and explored["CNN"][0][0] < explored["MLP"][0][0]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["chosen (b1c0)", "fixed", "blind"]
+    further = sorted((bars.lines[0].get_ydata()[0], bars.lines[0].get_xdata()[0]) for bars in right.containers)
+    assert [x for _, x in further] == pytest.approx([-0.6, -0.8, -1, 0.4, 0.2, 0])  # the first target at the top
+
+
 def test_what_dknn_sees(canvas):
     network, rows = "deep->mnist_cnn", []
     for epsilon, auc in (("0.1", 0.9), ("0.3", 0.7)):

@@ -2,9 +2,9 @@
 
 Split a query and a point into their parts in and orthogonal to a subspace. The orthogonal parts have an inner product of at
 most the product of their lengths (Cauchy and Schwarz), so the parts inside and two lengths bound it. On principal axes the
-bound is tight: in the first layer of the report's network, 12,544 numbers wide, 256 axes leave some 170 of 60,000 digits as
-candidates for the 75 nearest of a usual digit, and some hundreds for an unusual one. Cost of ``Q`` queries: ``2 Q N m``
-operations for ``m`` axes in place of ``2 Q N D``, and ``2 N D m`` to begin with.
+bound is tight: in the first layer of the report's network, 12,544 numbers wide, 256 axes leave 142 of 60,000 digits, on
+average, to be compared for the 75 nearest (``benchmarks/poisoning_speed.py``). Cost of ``Q`` queries: ``2 Q N m`` operations
+for ``m`` axes in place of ``2 Q N D``, and ``2 N D m`` to begin with.
 """
 
 import warnings

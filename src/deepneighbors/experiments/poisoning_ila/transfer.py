@@ -99,6 +99,7 @@ def _cell_rows(run: Run, source: str, epsilon: float, crafted: Mapping[int, Craf
 
 
 def join(*parts: str) -> str:
+    """Parts of a setting in one, without empty ones."""
     return ";".join(filter(None, parts))
 
 
