@@ -110,7 +110,14 @@ def test_only_settings_that_differ_are_listed(known):
     recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], {**vars(lowered), "sizes": [10, 50], "seed": 0})
     frame = unlike({"detection": recorded, "views": recorded, "fast": NotRun("fast")}, full)
     assert frame.set_index("setting")["recorded"].to_dict() == {"epochs": "30", "sizes": "10, 50"}
-    assert set(frame["of"]) == {"detection, views"}
+    assert set(frame["of"]) == {"all"}
+    known = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], {**vars(full.settings), "epochs": 60})
+    names = unlike({"detection": recorded, "views": recorded, "attacks": recorded, "gallery": known}, full)
+    assert names.set_index(["setting", "recorded"])["of"].to_dict() == {
+        ("epochs", "30"): "all but gallery",
+        ("epochs", "60"): "gallery",
+        ("sizes", "10, 50"): "all but gallery",
+    }
     assert unlike({"detection": NotRun("detection")}, full).to_numpy().tolist() == [["-"] * 4]
 
 

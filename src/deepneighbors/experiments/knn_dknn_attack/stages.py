@@ -80,7 +80,7 @@ def _build(config: dict, weights: Artifact | None, device: str) -> KNNClassifier
 def split() -> tuple[Tensor, Tensor]:
     """Test indices for calibration, and the others in a fixed random order: the first n of it are attacked.
 
-    MNIST's first 5,000 test digits are easier than its last, so the first n in file order would flatter the defence.
+    MNIST's first 5,000 test digits are harder than its last, so the first n in file order would flatter the attacks.
     """
     calibration, rest = splits.calibration_split(data.load("mnist").y_test)
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))

@@ -65,7 +65,7 @@ def load_network(trained: Artifact, device: str) -> nn.Module:
 
 @lru_cache(maxsize=1)
 def test_order() -> Tensor:
-    """Test indices that calibrate no DkNN, in a fixed random order: MNIST's first test digits are easier than its last."""
+    """Test indices that calibrate no DkNN, in a fixed random order: MNIST's first test digits are harder than its last."""
     _, rest = splits.calibration_split(data.load("mnist").y_test)
     return rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))]
 
