@@ -64,3 +64,19 @@ def test_records_without_parts_give_the_mean_of_a_stage(nodes, tmp_path):
     detect = next(node for node in nodes if node.stage.name == "detect")
     assert costs.Costs.recorded(tmp_path / "nothing", tmp_path).seconds(detect) == 5.0
     assert costs.Costs.recorded(tmp_path / "nothing").seconds(detect) is None
+
+
+def test_each_stage_has_the_costs_of_the_first_folder_that_knows_it(nodes, tmp_path):
+    detect = next(node for node in nodes if node.stage.name == "detect")
+    attack, other = of(nodes, "attack_classifier", "fgsm")[0], of(nodes, "attack_classifier", "cw")[0]
+    kept = {
+        "own": costs.spent([(attack, 4.0)]),
+        "others": costs.spent([(attack, 400.0), (other, 900.0), (detect, 7.0)]),
+    }
+    for name, record in kept.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.json").write_text(json.dumps({"provenance": {"stages": record}}))
+    known = costs.Costs.recorded(tmp_path / "own", tmp_path / "others")
+    assert known.seconds(attack) == pytest.approx(4.0)
+    assert known.seconds(other) == pytest.approx(4.0 * costs.work(other) / costs.work(attack))
+    assert known.seconds(detect) == pytest.approx(7.0)

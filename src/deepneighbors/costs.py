@@ -94,13 +94,14 @@ class Costs:
 
     @classmethod
     def recorded(cls, *folders: Path) -> "Costs":
-        """From the results in the first of these folders, and those below it, that has any."""
+        """From the results in these folders and below: each stage's from the first folder that has it."""
+        known = cls(())
         for folder in folders:
             origins = (json.loads(path.read_text()).get("provenance", {}) for path in sorted(folder.rglob("*.json")))
-            costs = cls(origin["stages"] for origin in origins if "stages" in origin)
-            if costs.means:
-                return costs
-        return cls(())
+            found = cls(origin["stages"] for origin in origins if "stages" in origin)
+            known.rates |= {key: rate for key, rate in found.rates.items() if key[0] not in known.means}
+            known.means = found.means | known.means
+        return known
 
     def seconds(self, node: Node) -> float | None:
         """Estimate for one node; None where its stage was never measured."""

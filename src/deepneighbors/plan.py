@@ -193,7 +193,8 @@ def recorded_states(run: Run) -> dict[str, str]:
 
 
 def recorded_costs(run: Run) -> Costs:
-    """Costs kept with the recorded results of the run's data set, else of the chapter's others, else those of few images.
+    """Costs of each stage: kept with the recorded results of the run's data set, else of the chapter's others, else of few
+    images.
 
     None below ``full``.
     """

@@ -164,7 +164,7 @@ def reasons(canvas: Canvas, table: pd.DataFrame) -> None:
     names = list(dict.fromkeys(n.split("->")[1] for n in table.loc[table["metric"] == "transfer_success", "network"]))
     rows = -(-len(names) // 2)
     figure, axes = canvas(rows, 2, size=(7, 1.9 * rows + 0.5), sharex=True, sharey=True, squeeze=False)
-    lines = (("start", "its start alone"), ("ilap", "ILAP"), ("random_guide", "random guide"))
+    lines = (("start", "starting attack, all steps"), ("ilap", "ILAP"), ("random_guide", "random guide"))
     for axis, target in zip(axes.flat, names, strict=False):
         for (attack, words), colour, marker, shift in zip(lines, canvas.palette, MARKERS, (0.2, 0, -0.2), strict=False):
             for place, (reason, _) in enumerate(shown):

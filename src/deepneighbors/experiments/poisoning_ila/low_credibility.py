@@ -102,7 +102,7 @@ def _random_clean(train: Seen) -> NDArray:
 def _tests(poison: NDArray, clean: NDArray, names: dict[str, Any]) -> list[dict]:
     """Kolmogorov-Smirnov's distance, and how often as many random clean points have a variance or a maximum as low.
 
-    ``low_variance_p`` and ``low_maximum_p`` are one-sided p-values of a permutation test; the least is 1 / 2001.
+    ``low_variance_p`` and ``low_maximum_p`` are one-sided p-values by draws with replacement; the least is 1 / 2001.
     """
     generator = np.random.default_rng(0)
     shown = poison if len(poison) <= _MOST else generator.choice(poison, _MOST, replace=False)
