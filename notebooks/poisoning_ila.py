@@ -1027,7 +1027,7 @@ chapter.figure(
 # is as high as that of clean points and the spread only a little smaller, and DkNN gives nearly all poison the true label. A
 # point with a wrong label that finds itself in every layer cannot be credible as what it is. On 3,000 digits neighbours
 # agree less and the bound is loose: linear poison is somewhat less credible than clean points, with its own vote and
-# without. Poison that the network memorised and backdoors keep a low spread and a low maximum even when they are left out
+# without. Poison that the network memorised, and backdoors at five per cent, keep a low spread and a low maximum even left out
 # ({numref}`tab-poison-low-variance`, {numref}`tab-poison-low-maximum`, {numref}`tab-poison-left-out`): there the mark is
 # real, because the neighbours themselves disagree.
 #
