@@ -595,8 +595,8 @@ chapter.grid(
 #
 # **Influence through the last layer is not needed.** In clean mode, at the embedding, the nearest images of the predicted
 # class in place of the helpful ones detect each attack at least as well as NNIF; random images of that class detect DeepFool,
-# CW and JSMA better, and FGSM and EAD no worse. The released scores, through all parameters, are another quantity (rank
-# correlation of 0.08 with these, {numref}`tab-nnif-estimators`), which this does not test.
+# CW and JSMA better, and FGSM and EAD no worse. The released scores, through all parameters, are another quantity, which
+# hardly agrees with these in rank ({numref}`tab-nnif-estimators`): this does not test them.
 #
 # **Why: label smoothing.** The two features of helpful images, R↑ and D↑, point the other way than the paper says
 # ({numref}`fig-nnif-densities`, {numref}`tab-nnif-helpful-neighbors`): an image attacked by DeepFool lies *nearer* to what
@@ -607,8 +607,8 @@ chapter.grid(
 # smoothed target: its residual has the other sign, images that lower its confidence help, and hard images of its own class
 # are the most harmful (the clean car, one of the four examples of {numref}`fig-nnif-examples`). The control without smoothing
 # in the loss tests this: in clean mode it recovers most of what NNIF at the embedding is behind the nearest images of the
-# class on FGSM, JSMA, DeepFool and CW, and about 60 % on PGD and EAD, on EAD within wide intervals; on none does it pass them
-# beyond the intervals.
+# class on FGSM, JSMA, DeepFool and CW, and a smaller part on PGD and EAD, on EAD within wide intervals; on none does it pass
+# them beyond the intervals.
 #
 # **It can be fast.** Averaging NNIF's features over the nearest of a tenth of the training images, for which they were
 # computed once, detects DeepFool as well as NNIF with the same M, FGSM and JSMA less well and CW no better, at about a
@@ -632,7 +632,7 @@ chapter.grid(
 #
 # **The white box.** CW-Opt does not attack the detector: the images that it pulls towards help the *clean* label, and as the
 # text has it they hold nearly every image back from changing its label at all. Plain CW, which knows of no detector, already
-# passes NNIF at the embedding on 63 % of the images [54, 71]. The adaptive attack that asks for both, any wrong label and a
+# passes NNIF at the embedding on more than half of the images. The adaptive attack that asks for both, any wrong label and a
 # passed threshold, does so on all of them, at about one and a half times the length of the targeted CW's change
 # ({numref}`tab-nnif-white-box`, {numref}`tab-nnif-attacks-cifar10`): this NNIF is no defence against who knows it.
 #

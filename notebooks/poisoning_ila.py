@@ -1033,9 +1033,9 @@ chapter.figure(
 #
 # **The better mark of poison is the stored label.** How credible is the label that a training point *bears*? For linear poison
 # hardly at all, with next to no variance and a maximum near 0, at both scales and whether the point votes for itself or not.
-# Random flips without optimisation give the same numbers. With 45 pairs of labels at once single points reach 0.2 and the AUC
-# stays above 0.99 ({numref}`tab-poison-many`). It does not hold for every wrong label: at five per cent, points of the blended
-# backdoor reach 0.47 ({numref}`tab-poison-left-out`). It is the question to ask DkNN about a training point.
+# Random flips without optimisation give the same numbers. With 45 pairs of labels at once single points rise higher, and the AUC
+# stays near 1 ({numref}`tab-poison-many`). It does not hold for every wrong label: at five per cent, points of the blended
+# backdoor reach nearly a half ({numref}`tab-poison-left-out`). It is the question to ask DkNN about a training point.
 #
 # **DkNN does not repair mistakes.** Of the clean training points that the network has wrong, DkNN gives about a third their
 # label, not the report's 59 % ({numref}`tab-poison-recovered`); {numref}`fig-poison-recovery` varies what the report leaves open.
@@ -1048,7 +1048,7 @@ chapter.figure(
 # wrong label, and only early layers could object. What is seen fits that: at the higher rate credibility still ranks poison
 # above most clean points where deep kNN loses half of its lead over chance, or all of it. It does not help enough. At one
 # per cent of false alarms hardly any of it is found ({numref}`tab-poison-defences-tpr-at-fpr-1`), and after removal the
-# blended backdoor works on nearly all images, the patch on 58 % [45, 70] where deep kNN leaves 85 %
+# blended backdoor works on nearly all images, and the patch on about half, where deep kNN leaves most
 # ({numref}`tab-poison-retrained-success`). The rate decides ({numref}`fig-poison-detection`). Activation clustering depends
 # on the seed: with one of five it breaks the blended backdoor at the higher rate, which no other defence does, with the
 # others it hardly touches it, and its intervals of success are the widest of all.
@@ -1075,13 +1075,13 @@ chapter.figure(
 # {cite:t}`huang2019` report on natural images does not carry over.
 #
 # **Why the report failed** needs no deep reason. At the released code's radius *no* attack transfers, FGSM and I-FGSM as
-# little as ILAP ({numref}`fig-ila-why`); on the report's shallow network, at a radius that fits MNIST, I-FGSM fools the
-# targets on 81 to 100 % of the digits, and ILAP improves on none of them. The length of a step costs nothing that shows; FGSM
-# as a start costs more, on the CNN 30 % in place of 47 %, and still little beside the radius.
+# little as ILAP ({numref}`fig-ila-why`); on the report's shallow network, at a radius that fits MNIST, I-FGSM fools
+# every target on most digits, four of five on nearly all, and ILAP improves on none. The length of a step costs nothing that
+# shows; FGSM as a start costs more, most on the CNN, and still little beside the radius.
 #
 # **What DkNN sees.** Images that fool a network are clearly less credible than clean ones, for every attack
 # ({numref}`tab-ila-dknn-deep-to-mnist-cnn`). From the shallow source examples of ILAP are told from clean digits *better* than
-# those of I-FGSM (AUC of 0.92 against 0.86, {numref}`tab-ila-dknn-mnist-cnn-to-mnist-cnn`). In the pushed layer and the next
+# those of I-FGSM ({numref}`tab-ila-dknn-mnist-cnn-to-mnist-cnn`). In the pushed layer and the next
 # both leave almost no neighbours of the true label; ILAP leaves fewer in the two layers before, though those intervals
 # overlap ({numref}`fig-ila-true-shares`). DkNN's own label is right more often than the network's, and far too seldom to lean on.
 #

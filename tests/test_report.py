@@ -80,9 +80,17 @@ def test_a_full_result_of_older_code_is_marked_with_a_note():
 
 
 def test_what_the_paper_does_not_have_is_a_hyphen():
-    rows = [row("ours", "accuracy", experiment="knn_attack", attack="none", in_paper=False)]
-    line = compare(rows=rows, this=result_table()).rows[0]
+    names = {"experiment": "knn_attack", "attack": "none"}
+    rows = [row("paper's", "accuracy", **names), row("ours", "accuracy", in_paper=False, **names)]
+    line = compare(rows=rows, this=result_table()).rows[1]
     assert (line[2], line[5]) == ("-", "-")
+
+
+def test_a_table_without_any_number_of_the_paper_has_no_column_for_it():
+    rows = [row("ours", "accuracy", experiment="knn_attack", attack="none", in_paper=False)]
+    table = compare(rows=rows, this=result_table())
+    assert list(table.header) == ["", "quantity", "full", "this run"]
+    assert table.rows[0][2] == tables.NOT_RUN and len(table.rows[0]) == len(table.align) == 4
 
 
 def test_paper_names_replace_those_of_the_result():

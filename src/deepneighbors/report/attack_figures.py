@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from deepneighbors.attacks import GradientAttack, MeanAttack, Schedule
 from deepneighbors.knn import KNNClassifier
@@ -103,7 +104,7 @@ def digit_grid(canvas: Canvas, result: Result, rows: Sequence[Label], columns: i
 def neighbor_panels(canvas: Canvas, result: Result, rows: Sequence[Label], layers: Sequence[str], shown: int) -> None:
     """The attacked digit, then its nearest training digits in each layer."""
     columns = 1 + len(layers) * shown
-    figure, axes = canvas(len(rows), columns, size=(7, 0.62 * len(rows) + 0.4), squeeze=False)
+    figure, axes = canvas(len(rows), columns, size=(7, 0.66 * len(rows) + 0.4), squeeze=False)
     for line, (key, words) in zip(axes, rows, strict=True):
         _image(line[0], result.arrays[f"{key}|x"][-1], canvas)
         line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=7, labelpad=4)
@@ -113,7 +114,7 @@ def neighbor_panels(canvas: Canvas, result: Result, rows: Sequence[Label], layer
             for j in range(shown):
                 axis = line[1 + i * shown + j]
                 _image(axis, images[j], canvas, str(labels[j]))
-                axis.title.set_fontsize(6)
+                axis.title.set_fontsize(7)
     for i, layer in enumerate(layers):
         axes[-1][1 + i * shown + shown // 2].set_xlabel(layer, fontsize=8)
 
@@ -169,26 +170,28 @@ def filter_curves(canvas: Canvas, result: Result, rows: Sequence[Label]) -> None
         axis.plot(thresholds, passed, color=colour, ls=dash, label=words)
     axis.axvline(0.1, color=canvas.muted, lw=0.8)
     axis.set(xlabel="threshold on credibility", ylabel="share accepted", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
 
 
 def robustness_curves(canvas: Canvas, panels: Sequence[tuple[str, Result, Sequence[Label]]], norm: str = "l2") -> None:
-    """Accuracy against the size of the perturbation: a digit falls at its smallest verified one."""
-    figure, axes = canvas(1, len(panels), size=(7, 3.1), squeeze=False, sharey=True)
+    """Accuracy against the size of the perturbation: a digit falls at its smallest verified one.
+
+    An attack looks alike in all panels.
+    """
+    figure, axes = canvas(1, len(panels), size=(7, 3.3), squeeze=False, sharey=True)
+    attacks = dict.fromkeys(words for _, _, rows in panels for _, words in rows)
+    styles = dict(zip(attacks, zip(canvas.palette * 2, ["-", "--", "-.", ":"] * 4, strict=False), strict=False))
+    size = np.linspace(0, 6, 241)
     for axis, (title, result, rows) in zip(axes[0], panels, strict=True):
-        for (key, words), colour, dash in zip(rows, canvas.palette * 2, ["-", "--", "-.", ":"] * 4, strict=False):
+        for key, words in rows:
+            colour, dash = styles[words]
             reached = np.where(result.arrays[f"{key}|success"], result.arrays[f"{key}|{norm}"], np.inf)
-            size = np.linspace(0, 6, 241)
-            axis.plot(
-                size,
-                1 - np.searchsorted(np.sort(reached), size, side="right") / len(reached),
-                color=colour,
-                ls=dash,
-                label=words,
-            )
+            left = 1 - np.searchsorted(np.sort(reached), size, side="right") / len(reached)
+            axis.plot(size, left, color=colour, ls=dash)
         axis.set(title=title, xlabel="L2 perturbation", xlim=(0, 6), ylim=(0, 1))
-        axis.legend(fontsize=7)
     axes[0][0].set(ylabel="accuracy")
+    lines = [Line2D([], [], color=colour, ls=dash, label=words) for words, (colour, dash) in styles.items()]
+    figure.legend(handles=lines, loc="outside upper center", ncols=3, fontsize=8)
 
 
 def optimum(canvas: Canvas, result: Result, rows: Sequence[Label]) -> None:
