@@ -64,7 +64,7 @@ from deepneighbors.experiments.nnif_detection.tables import MASKS
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures as draw
 from deepneighbors.report import detection_tables as shape
-from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DETECTORS, data_words, matrix
+from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DETECTORS, data_words, matrix, without_empty
 from deepneighbors.report.settings import unlike
 from deepneighbors.report.tables import row
 
@@ -376,7 +376,7 @@ frames = [
     for mask in MASKS
 ]
 chapter.grid(
-    pd.concat(frames).rename(columns={"Detector": "Features"}),
+    without_empty(pd.concat(frames).rename(columns={"Detector": "Features"})),
     name="tab-nnif-ablation-attacks",
     caption=f"AUC (%) of NNIF with each choice of its features on each attack, {WORDS[ablated]}; a dash where an attack was left out.",
 )
@@ -444,7 +444,7 @@ for setting, words in (
         matrix(lines_of("views", views, d), dataset=d, lines=kept, setting=setting, in_paper=False).assign(Data=WORDS[d])
         for d in SETS
     ]
-    table = pd.concat(frames)
+    table = without_empty(pd.concat(frames))
     chapter.grid(
         table[["Data", *(column for column in table.columns if column != "Data")]],
         name=f"tab-nnif-{setting}",

@@ -17,6 +17,7 @@ from deepneighbors.report.detection_tables import (
     data_words,
     matrix,
     reference,
+    without_empty,
 )
 from deepneighbors.report.figures import Canvas
 from deepneighbors.report.notebook import NotRun
@@ -50,6 +51,14 @@ def test_a_matrix_has_the_papers_number_and_ours_in_the_column_of_the_attack(kno
     assert ours["CW"].startswith("87.5") and ours["CW"].endswith("8")  # 14 of 16 pairs in order, n = 8
     assert ours["FGSM"] == "-" and set(faithful[2:]) == {NOT_RUN}
     assert frame.iloc[4]["CW"] == "-"  # LID was not among the detectors of this result
+    bare = matrix([("ours", known, "clean")], dataset="cifar10", lines=LINES, in_paper=False)
+    assert list(without_empty(bare).columns) == ["Detector", "Source", "CW"]
+
+
+def test_the_paper_has_no_line_where_it_has_no_number_and_no_image_is_a_dash():
+    nothing = result([statistic_row(float("nan"), n=0, metric="auc", detector="nnif", **NAMES, setting="successful")])
+    frame = matrix([("ours", nothing, "clean")], dataset="cifar10", lines=LINES[:1], setting="successful")
+    assert list(frame["Source"]) == ["ours"] and frame["CW"].iloc[0].replace("\u00a0", " ") == "- n = 0"
 
 
 def test_attack_sizes_have_the_share_of_successes_and_the_means():

@@ -8,7 +8,7 @@ import pandas as pd
 from deepneighbors.experiments.nnif_detection.tables import MASKS
 from deepneighbors.paper import values
 from deepneighbors.report.notebook import NotRun
-from deepneighbors.report.tables import NOT_RUN, estimate, number
+from deepneighbors.report.tables import NOT_RUN, NOTHING, estimate, number
 from deepneighbors.results import Result
 
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -43,6 +43,8 @@ def matrix(
 ) -> pd.DataFrame:  # fmt: skip
     """A table in percent as the paper prints it: a block of lines a detector, the paper's first, and a column an attack.
 
+    The paper's line is left out where it has nothing.
+
     Parameters
     ----------
     sources
@@ -54,12 +56,18 @@ def matrix(
     for detector, layer, words in lines:
         names = {"experiment": "nnif", "dataset": dataset, "detector": detector, "layer": layer, "metric": metric}
         names["setting"] = setting
-        if in_paper:
-            rows.append([words, "paper", *(_paper_cell(attack=a, **names) for a, _ in attacks)])
+        printed = [_paper_cell(attack=a, **names) for a, _ in attacks] if in_paper else []
+        if set(printed) - {NOTHING}:
+            rows.append([words, "paper", *printed])
         for title, result, mode in sources:
             ours = {**names, "network": reference(mode)}
             rows.append([words, title, *(_cell(result, attack=a, **ours) for a, _ in attacks)])
     return pd.DataFrame(rows, columns=["Detector", "Source", *(words for _, words in attacks)])
+
+
+def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table less columns that are dashes in every line: attacks that were left out of all results."""
+    return frame.loc[:, [set(frame[column]) != {NOTHING} for column in frame]]
 
 
 def data_words(dataset: str, result: Result | NotRun) -> str:
@@ -72,7 +80,7 @@ def data_words(dataset: str, result: Result | NotRun) -> str:
 
 def _paper_cell(**names: str) -> str:
     found = values.lookup(paper="cohen2020", network="thin_resnet34/faithful", **names)
-    return "-" if found is None else f"{100 * found.value:.4g}"
+    return NOTHING if found is None else f"{100 * found.value:.4g}"
 
 
 def _cell(result: Result | NotRun, **names: str) -> str:
@@ -83,9 +91,12 @@ def _cell(result: Result | NotRun, **names: str) -> str:
     known = table[(table["dataset"] == names["dataset"]) & (table["network"] == names["network"])]
     row = _row(table, **names)
     if row is None:
-        return NOT_RUN if known.empty else "-"
+        return NOT_RUN if known.empty else NOTHING
+    count = f"n{_SPACE}={_SPACE}{int(row['n']):,}"
+    if row["n"] == 0:
+        return f"{NOTHING} {count}"
     value, low, high = (f"{100 * row[column]:.1f}" for column in ("value", "ci_low", "ci_high"))
-    return f"{value} [{low},{_SPACE}{high}] n{_SPACE}={_SPACE}{int(row['n']):,}"
+    return f"{value} [{low},{_SPACE}{high}] {count}"
 
 
 def _row(table: pd.DataFrame, **names: str) -> dict[Any, Any] | None:
