@@ -96,7 +96,7 @@ def _cell(result: Result | NotRun, **names: str) -> str:
     if row["n"] == 0:
         return f"{NOTHING} {count}"
     value, low, high = (f"{100 * row[column]:.1f}" for column in ("value", "ci_low", "ci_high"))
-    return f"{value} [{low},{_SPACE}{high}] {count}"
+    return f"{value} [{low}, {high}] {count}"
 
 
 def _row(table: pd.DataFrame, **names: str) -> dict[Any, Any] | None:

@@ -202,14 +202,18 @@ def number(value: float, *, as_percent: bool = False, n: float = 0) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
-def estimate(value: float, low: float, high: float, n: float, *, as_percent: bool = False) -> str:
-    """``95.74 % [95.31, 96.14] n = 9,250``; parts that are missing are left out."""
+def estimate(value: float, low: float, high: float, n: float, *, as_percent: bool = False, whole: bool = False) -> str:
+    """``95.74 % [95.31, 96.14] n = 9,250``; parts that are missing are left out.
+
+    An interval stays on one line where it is ``whole``; where columns are many it has to break.
+    """
     if not math.isfinite(value):
         return f"{NOTHING} n{_SPACE}={_SPACE}{_count(n)}"
     text = number(value, as_percent=as_percent, n=n) + (f"{_SPACE}%" if as_percent else "")
     if math.isfinite(low) and math.isfinite(high):
         ends = (number(end, as_percent=as_percent, n=n) for end in (low, high))
-        text += f" [{f',{_SPACE}'.join(ends)}]"
+        between = f",{_SPACE}" if whole else ", "
+        text += f" [{between.join(ends)}]"
     return f"{text} n{_SPACE}={_SPACE}{_count(n)}"
 
 
@@ -268,7 +272,7 @@ def _matching(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 def _ours(found: pd.Series | None, as_percent: bool) -> str:
     if found is None:
         return NOT_RUN
-    return estimate(found["value"], found["ci_low"], found["ci_high"], found["n"], as_percent=as_percent)
+    return estimate(found["value"], found["ci_low"], found["ci_high"], found["n"], as_percent=as_percent, whole=True)
 
 
 def _difference(ours: pd.Series | None, paper: Any, as_percent: bool) -> str:
