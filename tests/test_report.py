@@ -93,6 +93,13 @@ def test_a_table_without_any_number_of_the_paper_has_no_column_for_it():
     assert table.rows[0][2] == tables.NOT_RUN and len(table.rows[0]) == len(table.align) == 4
 
 
+def test_a_run_at_full_that_shows_the_recorded_result_is_not_shown_twice():
+    twice = compare(full=result_table(), this=result_table(), profile="full", outdated=frozenset({"knn_attack"}))
+    assert "full" in twice.header and "this run (full)" not in twice.header and len(twice.rows[0]) == len(twice.header)
+    assert list(compare(full=result_table(), this=result_table(accuracy=0.9), profile="full").header)[4] == "this run (full)"
+    assert list(compare(full=result_table(), this=result_table(), profile="quick").header)[4] == "this run (quick)"
+
+
 def test_paper_names_replace_those_of_the_result():
     asked = []
     rows = [row("corrected", "accuracy", experiment="knn_attack", network="knn", paper={"network": "knn/released"})]

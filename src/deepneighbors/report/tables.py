@@ -144,7 +144,8 @@ def compare(
 ) -> Table:
     """Paper, full profile, this run, and the difference to the paper of full (of this run until full is run).
 
-    Where the paper has none of the numbers, its column and the difference are left out.
+    Where the paper has none of the numbers, its column and the difference are left out; so is this run where it is the
+    full profile and shows what full does.
 
     Parameters
     ----------
@@ -174,10 +175,12 @@ def compare(
     if OUTDATED in shown:
         notes.append(f"{OUTDATED} recorded by an earlier version of the code.")
     align = ["left"] * (len(headings) + 1) + ["right"] * 4
-    paper, difference = len(headings) + 1, len(header) - 1
-    if all(line[paper] == NOTHING for line in lines):
-        kept = [place for place in range(len(header)) if place not in (paper, difference)]
-        header, align, *lines = ([line[place] for place in kept] for line in (header, align, *lines))
+    paper, ours, again, difference = range(len(headings) + 1, len(header))
+    left_out = {paper, difference} if all(line[paper] == NOTHING for line in lines) else set()
+    if profile == "full" and all(line[ours].removesuffix(OUTDATED) == line[again] for line in lines):
+        left_out.add(again)
+    kept = [place for place in range(len(header)) if place not in left_out]
+    header, align, *lines = ([line[place] for place in kept] for line in (header, align, *lines))
     return Table(header, lines, caption, name, notes, align)
 
 
