@@ -57,11 +57,12 @@ page.grid(
 )
 
 # %% [markdown]
-# An exponent of 1 is time in proportion to the training set. Exact search is one matrix product and stays near it, but for the largest sizes; inverted
+# An exponent of 1 is time in proportion to the training set. Exact search is one matrix product and stays near it, but for the
+# largest sizes; inverted
 # lists visit a share of the points that falls as they grow, and pay for it in preparation. NNIF ranks the chosen points among
 # all others, and for that sorts $N$ distances a query and layer; it also computes the gradients of all training points anew
-# for each batch of queries whose scores fit `memory_gib`, so that beyond some 300,000 points its time grows faster. Ten million
-# were not measured.
+# for each batch of queries whose scores fit `memory_gib`, so that beyond some 300,000 points its time grows
+# faster. Ten million were not measured.
 #
 # What ends a machine is memory, and DkNN is the first to end: its index holds the numbers of all layers, most of them of the
 # first convolution, and takes more than twice that for a moment while it is filled. Beyond that search in parts, on several
@@ -73,7 +74,8 @@ page.grid(
 # box, both modes, all detectors, at the full profile? Here no job is run. The plan gives the tasks and what each needs
 # (`deepneighbors plan --json`, as the engine of [](../scale.md) gets it). The cost of a task is the seconds that other nodes of
 # the same stage, attack and detector took, in proportion to images, epochs and steps: behind recorded results where these keep
-# them, else in `results/costs`, from a run on few images; where a data set has none, those of another serve. Each free machine takes the next task that is ready.
+# them, else in `results/costs`, from a run on few images; where a data set has none, those of another serve. Each free
+# machine takes the next task that is ready.
 
 # %% tags=["hide-input"]
 from deepneighbors.experiments import Run

@@ -268,8 +268,7 @@ chapter.compare(
 # - **The gradient attack's distance.** The published histogram has two humps. {numref}`fig-artefact` sets it beside our
 #   distances, as returned and scaled to norm one, and {numref}`tab-artefacts` gives the total variation distance of each,
 #   and of the mixture that fits best, to the published one. It counts failures too, which that code returned as empty
-#   images. The cause stays open, since the authors' saved images
-#   are not among what they released.
+#   images. The cause stays open, since the authors' saved images are not among what they released.
 
 # %% tags=["hide-input"]
 knn_shown, dknn_shown = chapter.shown("knn_attack"), chapter.shown("dknn_attack")
@@ -404,8 +403,8 @@ chapter.figure(
 #
 # The search of the released mean attack asks for the label with most votes, the evaluation for the largest p-value; near
 # the border two labels often share that, and the smaller label wins. All digits that this leaves us are such ties, and
-# none is left when the same question is asked twice ({numref}`tab-artefacts`). But they are
-# far fewer here than in the paper: how many there are depends on the network, and that number does not re-run.
+# none is left when the same question is asked twice ({numref}`tab-artefacts`). But they are far fewer here
+# than in the paper: how many there are depends on the network, and that number does not re-run.
 
 # %% tags=["hide-input"]
 dknn = chapter.result("dknn_attack")

@@ -212,7 +212,8 @@ chapter.figure(
 )
 
 # %% [markdown]
-# Over all validation images whose label DeepFool has changed, and not one: the share of the helpful images that are among as many nearest ones.
+# Over all validation images whose label DeepFool has changed, and not one: the share of the helpful images that are among as
+# many nearest ones.
 
 # %% tags=["hide-input"]
 gallery_here = chapter.result("gallery")

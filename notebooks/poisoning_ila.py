@@ -464,7 +464,7 @@ chapter.figure(
 # A test in place of a picture. For each poisoned set, of several attacks, rates and seeds: how often have as many random
 # clean training points that the same network has right a variance, and a maximum, as low? The p-values come from 2,000
 # draws, so that the least is 1/2001; means over seeds. `regime`: *report* trains for the report's six epochs, *memorised*
-# for thirty in smaller batches, until the network gives poison its stored labels. At full both learn 3,000 digits, as in
+# for thirty in smaller batches, until the network gives most poison its stored label. At full both learn 3,000 digits, as in
 # the parts on many labels and on removal.
 
 # %% tags=["hide-input"]
@@ -472,7 +472,7 @@ low_shown = shown("low_credibility")
 chapter.figure(
     lambda canvas: poisoning_figures.spread(canvas, low_shown),
     name="fig-poison-spread",
-    caption=f"Standard deviation and maximum of $c_\\mathrm{{pred}}$ in each poisoned set (marks) and in as many clean points of its network (crosses), with the points among their own neighbours and left out ({chapter.source(low_shown)}). Hollow: long training, until poison is memorised.",
+    caption=f"Standard deviation and maximum of $c_\\mathrm{{pred}}$ in each poisoned set (marks) and in as many clean points of its network (crosses), with the points among their own neighbours and left out ({chapter.source(low_shown)}). Hollow: long training, until most poison is memorised.",
     alt="Two scatter plots of maximum against standard deviation. Marks are poisoned sets by attack, crosses clean points.",
     needs=[low_shown],
 )
@@ -522,7 +522,7 @@ chapter.grid(
         heading="Set",
     ),
     name="tab-poison-left-out",
-    caption="Credibility of poisoned points that are left out of their own neighbours; the maximum of clean points is 1 in every set.",
+    caption="Credibility of poisoned points that are left out of their own neighbours. The maximum of clean points is 1 in every set at full.",
 )
 
 # %% [markdown]
@@ -1027,15 +1027,15 @@ chapter.figure(
 # is as high as that of clean points and the spread only a little smaller, and DkNN gives nearly all poison the true label. A
 # point with a wrong label that finds itself in every layer cannot be credible as what it is. On 3,000 digits neighbours
 # agree less and the bound is loose: linear poison is somewhat less credible than clean points, with its own vote and
-# without. Poison that the network memorised, and backdoors at five per cent, keep a low spread and a low maximum even left out
-# ({numref}`tab-poison-low-variance`, {numref}`tab-poison-low-maximum`, {numref}`tab-poison-left-out`): there the mark is
-# real, because the neighbours themselves disagree.
+# without. Poison that the network memorised, and backdoors at five per cent, keep a low spread and a low maximum even left
+# out ({numref}`tab-poison-low-variance`, {numref}`tab-poison-low-maximum`, {numref}`tab-poison-left-out`): there the mark is
+# more than the point's own vote.
 #
 # **The better mark of poison is the stored label.** How credible is the label that a training point *bears*? For linear poison
 # hardly at all, with next to no variance and a maximum near 0, at both scales and whether the point votes for itself or not.
-# Random flips without optimisation give the same numbers. With 45 pairs of labels at once single points rise higher, and the AUC
-# stays near 1 ({numref}`tab-poison-many`). It does not hold for every wrong label: at five per cent, points of the blended
-# backdoor reach nearly a half ({numref}`tab-poison-left-out`). It is the question to ask DkNN about a training point.
+# Random flips without optimisation give the same numbers. With 45 pairs of labels at once single points rise higher, and the
+# AUC stays near 1 ({numref}`tab-poison-many`). It does not hold for every wrong label: at five per cent, points of the
+# blended backdoor reach nearly a half ({numref}`tab-poison-left-out`). It is the question to ask DkNN about a training point.
 #
 # **DkNN does not repair mistakes.** Of the clean training points that the network has wrong, DkNN gives about a third their
 # label, not the report's 59 % ({numref}`tab-poison-recovered`); {numref}`fig-poison-recovery` varies what the report leaves open.
@@ -1083,7 +1083,8 @@ chapter.figure(
 # ({numref}`tab-ila-dknn-deep-to-mnist-cnn`). From the shallow source examples of ILAP are told from clean digits *better* than
 # those of I-FGSM ({numref}`tab-ila-dknn-mnist-cnn-to-mnist-cnn`). In the pushed layer and the next
 # both leave almost no neighbours of the true label; ILAP leaves fewer in the two layers before, though those intervals
-# overlap ({numref}`fig-ila-true-shares`). DkNN's own label is right more often than the network's, and far too seldom to lean on.
+# overlap ({numref}`fig-ila-true-shares`). DkNN's own label is right more often than the network's, and far too seldom to
+# lean on.
 #
 # ## Limits
 #
