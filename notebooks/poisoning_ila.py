@@ -60,6 +60,7 @@ import pandas as pd
 from IPython.display import display
 
 from deepneighbors import experiments
+from deepneighbors.experiments.poisoning_ila import why_it_failed
 from deepneighbors.experiments.poisoning_ila.sources import FIXED_LAYERS
 from deepneighbors.paper import values
 from deepneighbors.profiles import EXPERIMENTS
@@ -899,21 +900,19 @@ for source_ in CONFIRMED:
 # together; I-FGSM alone has as many steps as both stages of ILA, FGSM has one:
 
 # %% tags=["hide-input"]
-reasons = dict(ila_figures.REASONS)
-
-
-def reason_line(names, parts):
-    words = ATTACKS[names["attack"]]
-    return (reasons[parts["reason"]], ila_figures.words_of(names["network"]), parts["epsilon"], words)
-
-
-chapter.compare(
-    seen("why_it_failed")[-1],
-    paper=PAPER,
-    headings=("Reason", "Networks", "Radius", "Attack"),
-    rows=lines(seen("why_it_failed"), reason_line, metrics=("transfer_success",), width=4),
+frames = []
+for reason, words in ila_figures.REASONS:
+    tried = why_it_failed.REASONS[reason]
+    lines_ = [
+        Choice(f"{words}: {ATTACKS[attack]}", {"attack": attack}, {"reason": reason, "epsilon": f"{tried.epsilon:g}"})
+        for attack in (tried.start, "ilap", "random_guide")
+    ]
+    columns_ = [Choice(t.words, {"network": f"{tried.source}->{t.names['network']}"}) for t in TARGETS]
+    frames.append(matrix(both("why_it_failed"), lines_, columns_, heading="Reason", metric="transfer_success"))
+chapter.grid(
+    pd.concat(frames, ignore_index=True),
     name="tab-ila-why",
-    caption="Transfer with the settings of this chapter, with each of the released code's or the report's choices alone, and with all of them.",
+    caption=f"Transfer with the settings of this chapter (deep source, radius {why_it_failed.REASONS['none'].epsilon:g}), with each of the released code's (radius {why_it_failed.REASONS['epsilon'].epsilon:g}) or the report's choices alone, and with all of them.",
 )
 
 # %% tags=["hide-input"]

@@ -133,6 +133,18 @@ def test_a_matrix_has_a_line_for_each_choice_and_source():
     assert matrix([("full", NotRun("x"))], [], [Choice("a")], heading="Set").to_numpy().tolist() == [[NOT_RUN, "-", "-"]]
 
 
+def test_a_matrix_has_no_line_of_dashes_beside_numbers():
+    few = result([line(0.5, "rate=0.1;seeds=all", metric="auc", detector="loss", half=0)])
+    more = result([line(0.5, "rate=0.1;seeds=all", metric="auc", detector=name, half=0) for name in ("loss", "random")])
+    frame = matrix([("full", more), ("this run", few)],
+                   [Choice(name, {"detector": name}) for name in ("loss", "random", "spectral")],
+                   [Choice("a tenth", {}, {"rate": "0.1"})], heading="Defence", metric="auc")  # fmt: skip
+    assert list(zip(frame["Defence"], frame["Source"], frame["a tenth"] == "-", strict=True)) == [
+        ("loss", "full", False), ("loss", "this run", False), ("random", "full", False),
+        ("spectral", "full", True), ("spectral", "this run", True),
+    ]  # fmt: skip
+
+
 def test_the_first_draw_is_seed_0_alone():
     both = result(
         [line(0.1, "x=1", metric="m"), line(0.2, "x=1", metric="m", seed=1), line(0.3, "x=1;seeds=all", metric="m")]

@@ -136,21 +136,27 @@ class Choice:
     """A line or a column of :func:`matrix`: its words, and the names and parts of a setting that choose its rows."""
 
     words: str
-    names: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def matrix(sources: Sequence[tuple[str, Result | NotRun]], rows: Sequence[Choice], columns: Sequence[Choice], *,
            heading: str, **names: str) -> pd.DataFrame:  # fmt: skip
-    """Numbers over all seeds: a block of lines for each choice, one a source, and a column for each other choice."""
+    """Numbers over all seeds: a block of lines for each choice, one a source, and a column for each other choice.
+
+    A source without any number of a choice has no line there if another has one.
+    """
     found = []
     for line in rows:
-        for title, result in sources:
-            cells = [
-                _matrix_cell(result, {**line.parts, **column.parts}, {**names, **line.names, **column.names})
-                for column in columns
+        block = [
+            [
+                line.words, title,
+                *(_matrix_cell(result, line.parts | column.parts, names | line.names | column.names) for column in columns),
             ]
-            found.append([line.words, title, *cells])
+            for title, result in sources
+        ]  # fmt: skip
+        filled = [cells for cells in block if not {*cells[2:]} <= {NOTHING, NOT_RUN}]
+        found += [cells for cells in block if cells in filled or not filled or NOT_RUN in cells]
     nothing = [NOT_RUN, *[NOTHING] * (1 + len(columns))]
     return pd.DataFrame(found or [nothing], columns=[heading, "Source", *(column.words for column in columns)])
 
