@@ -128,9 +128,9 @@ SETTINGS: dict[str, PoisoningIla] = {
         backdoor_rates=(0.01,),
         retrained=("credibility",),
         # Intermediate Level Attack.
-        ila_train_images=1_500,
+        ila_train_images=1_000,
         ila_test_images=1_000,
-        ila_epochs=1,
+        ila_epochs=3,  # fewer steps leave the deep network's batch norm behind, and its answers at chance
         ila_images=20,
         ila_layer_images=20,
         ila_epsilons=(0.3,),
