@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deepneighbors import experiments, profiles
+from deepneighbors import data, experiments, profiles
 from deepneighbors.dknn import DeepKNN
 from deepneighbors.knn import KNNClassifier
 from deepneighbors.networks import MnistCNN
@@ -55,6 +56,24 @@ def small_run(chapter: str, settings: Any, folder: Path) -> Iterator[experiments
         patch.setenv("DEEPNEIGHBORS_ARTIFACTS", str(folder))
         patch.setitem(profiles.SETTINGS[chapter], "smoke", settings)
         yield experiments.Run(chapter, profile="smoke", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def few_test_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with MNIST's training digits and a fifth of its test digits: to answer all takes most of a small run."""
+    folder, digits = tmp_path_factory.mktemp("data"), data.load("mnist")
+    parts = {"train": (digits.x_train, digits.y_train), "test": (digits.x_test[:2_000], digits.y_test[:2_000])}
+    arrays = {f"x_{part}": (x[:, 0] * 255).round().to(torch.uint8).numpy() for part, (x, _) in parts.items()}
+    np.savez(folder / "mnist.npz", **arrays, **{f"y_{part}": y.to(torch.uint8).numpy() for part, (_, y) in parts.items()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_few_test_digits(few_test_digits: Path) -> Iterator[None]:
+    """The tests of a file, and the processes that they start, see those test digits alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPNEIGHBORS_DATA", str(few_test_digits))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -314,7 +314,7 @@ def test_an_index_counts_in_the_metric_of_its_operator(training, queries):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, on_few_test_digits):
     """A run of the small problem with a store of its own."""
     with small_run("nnif_detection", replace(SMALL, modes=("clean",)), tmp_path_factory.mktemp("artifacts")) as small:
         yield small

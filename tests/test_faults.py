@@ -14,6 +14,8 @@ from deepneighbors import results
 from deepneighbors.experiments import CHAPTERS, Run
 from deepneighbors.plan import nodes_of
 
+pytestmark = pytest.mark.usefixtures("on_few_test_digits")
+
 # One process imports everything once and forks a child for each attempt, which kills itself with SIGKILL as soon as it
 # starts a stage that was never killed before: under its lock, and before its artefact is there.
 KILLED = """

@@ -25,23 +25,10 @@ SMALL = NnifDetection(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, on_few_test_digits):
     """A run of the small problem with a store of its own."""
     with small_run("nnif_detection", SMALL, tmp_path_factory.mktemp("artifacts")) as small:
         yield small
-
-
-@pytest.fixture
-def fewer_test_images(monkeypatch):
-    """Networks answer to 1,000 test images and no more, which takes longer than to train them."""
-    every = training.images_of
-
-    def fewer(config):
-        images = every(config)
-        x, y = ({**parts, "test": parts["test"][:1_000]} for parts in (images.x, images.y))
-        return replace(images, x=x, y=y)
-
-    monkeypatch.setattr(training, "images_of", fewer)
 
 
 def trained(precision, *changes):
@@ -68,7 +55,7 @@ def test_the_network_is_trained_once_for_both_modes(run):
     assert all(reached[mode]["test"] > 0.4 for mode in training.STATISTICS)
 
 
-def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run, fewer_test_images):
+def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run):
     whole, rounded = (trained(precision).tensors for precision in ("float32", "bfloat16"))
     assert {name: part.shape for name, part in rounded.items()} == {name: part.shape for name, part in whole.items()}
     assert rounded["conv.weight"].dtype == torch.float32
@@ -77,7 +64,7 @@ def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run, fewer
         trained("half")
 
 
-def test_training_in_bfloat16_takes_the_same_first_steps(run, fewer_test_images):
+def test_training_in_bfloat16_takes_the_same_first_steps(run):
     whole, rounded = (trained(precision, "train_images=250", "epochs=1").tensors for precision in ("float32", "bfloat16"))
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)

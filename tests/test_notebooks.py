@@ -10,6 +10,8 @@ from deepneighbors.report.gate import gate
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ELSEWHERE = "poisoning_ila"  # the test of the workflow executes this one, and passes it through the gate
 
+pytestmark = pytest.mark.usefixtures("on_few_test_digits")
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != ELSEWHERE], ids=lambda path: path.stem)

@@ -22,6 +22,8 @@ CHAPTER = "poisoning_ila"  # the fewest stages of the three at the smoke profile
 PROFILES = sorted(path.name for path in (ROOT / "workflow" / "profiles").iterdir())
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 
+pytestmark = pytest.mark.usefixtures("on_few_test_digits")
+
 
 def environment(store: Path, **more: str) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -62,7 +64,7 @@ def check_receipts(store: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
+def executed(tmp_path_factory, on_few_test_digits):
     """A folder with the chapter's notebook as papermill executed it, and its store."""
     folder = tmp_path_factory.mktemp("papermill")
     command = [
