@@ -67,10 +67,7 @@ COVER = {
 }
 # Smaller than smoke where that saves time.
 CHANGES = {
-    "nnif_detection": (
-        "view_attacks=fgsm", "ablation_attacks=fgsm", "fast_validation=20", "fast_test=20", "slow_test=15", "steps=5",
-        "lid_k=5", "estimator_training=100",
-    ),
+    "nnif_detection": ("view_attacks=fgsm", "ablation_attacks=fgsm", "steps=5", "estimator_training=100"),
     "poisoning_ila": ("ila_targets=mnist_cnn,lenet", "cnn_images=300", "poison_attacks=svm_poisoning"),
     "knn_dknn_attack": ("train_images=500", "margin_steps=20", "dknn_margin_steps=20", "clean_images=20"),
 }  # fmt: skip
