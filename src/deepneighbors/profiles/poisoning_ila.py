@@ -120,7 +120,7 @@ SETTINGS: dict[str, PoisoningIla] = {
         svm_norms=("l1",),
         share_epochs=(3,),
         share_seeds=1,
-        share_queries=200,
+        share_queries=100,
         memorised_images=300,
         memorised_epochs=8,
         label_pairs=2,
@@ -129,7 +129,7 @@ SETTINGS: dict[str, PoisoningIla] = {
         retrained=("credibility",),
         # Intermediate Level Attack.
         ila_train_images=1_000,
-        ila_test_images=1_000,
+        ila_test_images=500,
         ila_epochs=3,  # fewer steps leave the deep network's batch norm behind, and its answers at chance
         ila_images=20,
         ila_layer_images=20,
