@@ -136,7 +136,11 @@ def test_unit_output_distance_is_the_norm_less_one_along_the_image():
         ({"changes": ("epochs=3.5",)}, "setting 'epochs=3.5' cannot be read"),
         ({"changes": ("one_cycle=1",)}, "give it like one_cycle=True"),
         ({"chapter": "nnif_detection", "changes": ("lissa=1,2",)}, "give it like lissa=1,2,100"),
-    ],
+        (
+            {"chapter": "nnif_detection", "changes": ("estimator_training=199", "lissa=1,2,100")},
+            "estimator_training is 199, but lissa=1,2,100 takes 200 training images; ask for 200 or more",
+        ),
+    ],  # fmt: skip
 )
 def test_bad_requests_are_refused(options, message):
     with pytest.raises(InputError, match=message):
@@ -153,9 +157,9 @@ def test_changes_come_after_n_and_have_the_type_of_the_setting():
         "steps=none",
         "lissa=1,2,3",
     )
-    run = experiments.Run("nnif_detection", profile="smoke", n=20, changes=changes)
+    run = experiments.Run("nnif_detection", profile="smoke", n=15, changes=changes)
     s = run.settings
-    assert (s.slow_test, s.fast_test, s.epochs, s.learning_rate, s.one_cycle) == (7, 20, 3, 0.01, False)
+    assert (s.slow_test, s.fast_test, s.epochs, s.learning_rate, s.one_cycle) == (7, 15, 3, 0.01, False)
     assert (s.attacks, s.steps, s.lissa) == (("fgsm", "pgd"), None, (1, 2, 3))
     assert type(s.learning_rate) is float
 

@@ -14,7 +14,7 @@ def changed(settings: Any, changes: Iterable[str]) -> Any:
     Raises
     ------
     InputError
-        A name that is no setting, or a value of another type.
+        A name that is no setting, a value of another type, or settings that do not fit together.
     """
     hints, known = get_type_hints(type(settings)), [field.name for field in fields(settings) if field.name != "dataset"]
     for change in changes:
@@ -27,6 +27,8 @@ def changed(settings: Any, changes: Iterable[str]) -> Any:
         except ValueError:
             shown = ",".join(map(str, value)) if isinstance(value := getattr(settings, name), tuple) else value
             raise InputError(f"setting {change!r} cannot be read; give it like {name}={shown}") from None
+    if hasattr(settings, "check"):
+        settings.check()
     return settings
 
 

@@ -1,7 +1,10 @@
 """Settings of chapter 2, detection by influence and neighbours, at every profile."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from deepneighbors.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,22 @@ class NnifDetection:
     lissa: tuple[int, int, int] = (5, 5, 200)
     # Training images that test images are compared with in faithful mode (C; P says 10,000).
     subset: int = 5_000
+
+    def check(self) -> None:
+        """Refuse settings that do not fit together, before hours have gone into what comes first.
+
+        Raises
+        ------
+        InputError
+            Fewer training images for the estimators than LiSSA takes.
+        """
+        needed = math.prod(self.lissa)
+        if needed > self.estimator_training:
+            lissa = ",".join(map(str, self.lissa))
+            raise InputError(
+                f"estimator_training is {self.estimator_training}, but lissa={lissa} takes {needed} training images; "
+                f"ask for {needed} or more"
+            )
 
     def with_images(self, n: int) -> "NnifDetection":
         """The same with at most ``n`` test images of a fast attack, half of that for a slow one, and half to validate."""
