@@ -24,6 +24,7 @@ serve:
 clean:  # what a run builds; the store in artifacts/ and the environment stay
 	rm -rf _build book/_build book/chapters .pytest_cache .mypy_cache .ruff_cache
 
+# Modules compile when they are first imported: to compile them all takes a minute, and most are never used.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not; name one with: make PYTHON=python3.12" >&2; exit 1; }

@@ -637,7 +637,8 @@ chapter.grid(
 # passed threshold, does so on all of them, at about one and a half times the length of the targeted CW's change
 # ({numref}`tab-nnif-white-box`, {numref}`tab-nnif-attacks-cifar10`): this NNIF is no defence against who knows it.
 #
-# **SVHN says the same.** These are fewer images, held out of the training set ({numref}`tab-nnif-unlike-svhn`). In clean mode
+# **SVHN says the same** of detection; estimators, fast forms and the white box were not run there. These are fewer images,
+# held out of the training set ({numref}`tab-nnif-unlike-svhn`). In clean mode
 # NNIF with features of all layers is ahead of the other three on FGSM and PGD, and behind both Deep kNN and Mahalanobis on the
 # other four; the intervals of NNIF and of the best beside it overlap on all six ({numref}`tab-nnif-detection-svhn`). Influence is
 # needed no more than above: at the embedding the nearest images of the predicted class, and random ones, detect FGSM, JSMA,

@@ -57,7 +57,9 @@ def test_the_network_is_trained_once_for_both_modes(run):
 
 def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run):
     whole, rounded = (trained(precision).tensors for precision in ("float32", "bfloat16"))
-    assert {name: part.shape for name, part in rounded.items()} == {name: part.shape for name, part in whole.items()}
+    assert {name: (part.shape, part.dtype) for name, part in rounded.items()} == {
+        name: (part.shape, part.dtype) for name, part in whole.items()
+    }
     assert rounded["conv.weight"].dtype == torch.float32
     assert trained("bfloat16").values["accuracy"]["clean"]["test"] > 0.4
     with pytest.raises(InputError, match="precision is 'half'; allowed are float32, bfloat16"):

@@ -144,7 +144,7 @@ def matrix(sources: Sequence[tuple[str, Result | NotRun]], rows: Sequence[Choice
            heading: str, **names: str) -> pd.DataFrame:  # fmt: skip
     """Numbers over all seeds: a block of lines for each choice, one a source, and a column for each other choice.
 
-    A source without any number of a choice has no line there if another has one.
+    A source that was run, but has no number of a choice, has no line there if another has one.
     """
     found = []
     for line in rows:
