@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--receipt", metavar="PATH", help="where to write the receipt of the task; by default in the store")
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    run.add_argument("--workers", type=int, default=1, help="processes that share the work, to fill a GPU or many cores")
     _add_settings(run)
     _add_changes(run)
     run.set_defaults(command=_run)
@@ -118,6 +119,8 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.receipt and not chosen.task:
         raise InputError(f"--receipt is {chosen.receipt!r} without --task; only a task has a receipt")
     if chosen.task:
+        if chosen.workers != 1:
+            raise InputError(f"--workers is {chosen.workers} with --task; the stages of a task run one after the other")
         from deepneighbors import plan
 
         print(plan.compute(run, chosen.task, chosen.experiment, receipt=chosen.receipt))
@@ -127,9 +130,13 @@ def _run(chosen: argparse.Namespace) -> int:
     for name in names:
         if name not in known:
             raise InputError(f"experiment is {name!r}; allowed in {run.chapter} are {', '.join(known)}")
-    for name in names:
-        result = experiments.compute(run, name)
-        print(f"{result.name}: {len(result.table)} rows", flush=True)
+    made: Iterable[tuple[str, int]] = ((name, len(experiments.compute(run, name).table)) for name in names)
+    if chosen.workers != 1:
+        from deepneighbors import parallel
+
+        made = parallel.compute_all(run, names, workers=chosen.workers)
+    for name, rows in made:
+        print(f"{name}: {rows} rows", flush=True)
     return 0
 
 

@@ -41,6 +41,8 @@ class Run:
         Other settings in place of the profile's, each as text: see :func:`deepneighbors.profiles.changed`.
     experiment
         The one that is asked for, as :meth:`of` sets it: a profile may have settings for it.
+    workers
+        Processes that share the work, and so the time of each stage: see :mod:`deepneighbors.parallel`.
     """
 
     chapter: str
@@ -51,6 +53,7 @@ class Run:
     dataset: str | None = None
     changes: tuple[str, ...] = ()
     experiment: str = ""
+    workers: int = 1
 
     def __post_init__(self) -> None:
         checks.one_of("chapter", self.chapter, profiles.SETTINGS)
@@ -62,6 +65,7 @@ class Run:
         object.__setattr__(self, "device", device.resolve(self.device))
         if self.n is not None:
             checks.whole("n", self.n, 1)
+        checks.whole("workers", self.workers, 1)
         profiles.changed(settings, self.changes)
 
     @cached_property
@@ -150,6 +154,7 @@ def compute(run: Run, chapter: Chapter, name: str) -> Result:
     origin["data_images"] = [len(images.x_train), len(images.x_test)]
     origin["stages"] = costs.spent((node, manifest["seconds"]) for node, manifest in stages.items())
     origin["stage_seconds"] = round(sum(manifest["seconds"] for manifest in stages.values()), 1)
+    origin["workers"] = run.workers
     origin["devices"] = sorted({manifest["device"] for manifest in stages.values()})
     result = Result(name, table, arrays, origin)
     result.save(paths.artifacts() / "results" / run.profile / run.folder)
