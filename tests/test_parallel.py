@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ import pytest
 from deepneighbors import cli, parallel, results
 from deepneighbors.errors import InputError
 from deepneighbors.experiments import Run
-from deepneighbors.plan import nodes_of
+from deepneighbors.plan import nodes_of, uses_device
+from deepneighbors.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("on_few_test_digits")
 
@@ -91,6 +94,47 @@ def test_the_workers_end_with_the_run(sent, tmp_path):
         process.communicate(timeout=60)
     wait_until_gone(workers)
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+
+
+def test_a_stage_that_finds_the_memory_full_is_tried_again_with_fewer_at_once(monkeypatch):
+    lock, inside, answers = threading.Lock(), set(), []
+
+    def stage(key: str) -> int:
+        with lock:
+            full = len(inside) == 2
+            inside.add(key)
+        time.sleep(0.1)
+        with lock:
+            inside.discard(key)
+            answers.append((key, full))
+        return parallel._FULL if full else 0
+
+    monkeypatch.setattr(parallel, "_stage", stage)
+    monkeypatch.setattr(parallel, "_summary", lambda name: len(answers))
+    nodes = dict.fromkeys("abcdefgh", "a node")
+    jobs = {key: set() for key in nodes} | {"all": set(nodes)}
+    with ThreadPoolExecutor(3) as pool:
+        said = list(parallel._in_order(pool, jobs, nodes, 3))
+    assert said == [("all", len(answers))] and not jobs
+    assert sorted(key for key, full in answers if not full) == sorted(nodes)
+    assert 1 <= sum(full for _, full in answers) <= 3
+
+
+def test_a_stage_that_fills_the_memory_alone_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(parallel, "_stage", lambda key: parallel._FULL)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(StoreError, match="^a node needs more memory than the GPU has free"):
+        list(parallel._in_order(pool, {"a": set()}, {"a": "a node"}, 2))
+
+
+def test_stages_without_the_device_are_mixed_with_the_others():
+    nodes = nodes_of(Run("poisoning_ila", profile="full", device="cpu"))
+    mixed = parallel._mixed(nodes)
+    assert sorted(node.key for node in mixed) == sorted(node.key for node in nodes)
+    for kind in (True, False):
+        one, other = ([node.key for node in part if uses_device(node.stage.function) == kind] for part in (nodes, mixed))
+        assert one == other and one
+    half = [uses_device(node.stage.function) for node in mixed[: len(mixed) // 2]]
+    assert abs(sum(half) / len(half) - sum(uses_device(node.stage.function) for node in nodes) / len(nodes)) < 0.01
 
 
 def test_bad_numbers_of_workers_are_refused(tmp_path, capsys):

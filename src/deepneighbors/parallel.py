@@ -5,9 +5,13 @@ stages, those whose inputs are done, and the summary of an experiment as soon as
 which each stage is computed once, and the results are those of a run in one process.
 """
 
+import gc
+import itertools
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,34 +19,46 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import wait as wait_for
 
+import threadpoolctl
+import torch
+
 from deepneighbors import checks
+from deepneighbors._logs import log_to
 from deepneighbors.experiments import CHAPTERS, Run, compute
-from deepneighbors.plan import nodes_of
+from deepneighbors.plan import nodes_of, uses_device
 from deepneighbors.store import Node, StoreError
+
+log = logging.getLogger(__name__)
+
+_FULL = -1  # what a worker answers when the memory of the GPU did not suffice
 
 
 def compute_all(run: Run, experiments: Iterable[str] | None = None, *, workers: int) -> Iterator[tuple[str, int]]:
     """Compute experiments of a run, by default all; yields the name of each and the rows of its result as it is done.
 
     The results are saved, and those of the full profile recorded, as :func:`deepneighbors.experiments.compute` does it.
-    Cores are shared out evenly. Where this process ends, however that may be, the others end too.
+    Cores are shared out evenly. On a GPU, stages that need none are mixed with the others, and one that finds its memory
+    full is tried again with fewer at once. Where this process ends, however that may be, the others end too.
 
     Parameters
     ----------
     workers
-        Processes. On a GPU each takes a copy of what its stage needs: at the full profile up to 7 GB in chapter 1.
+        Processes. On a GPU each takes a copy of what its stage needs: at the full profile up to 8 GB.
 
     Raises
     ------
     InputError
         Fewer than one worker, or an unknown experiment.
     StoreError
-        A worker died, or the store cannot be written. What was done is kept.
+        A worker died, a stage alone fills the GPU, or the store cannot be written. What was done is kept.
     """
     checks.whole("workers", workers, 1)
     names = list(CHAPTERS[run.chapter].experiments if experiments is None else experiments)
     run = replace(run, workers=workers)
-    nodes = {node.key: node for node in nodes_of(run, names) if run.store.state(node) != "done"}
+    missing = [node for node in nodes_of(run, names) if run.store.state(node) != "done"]
+    if run.device != "cpu":
+        missing = _mixed(missing)
+    nodes = {node.key: node for node in missing}
     jobs: dict[str, set[str]] = {key: {part.key for part in node.inputs} & nodes.keys() for key, node in nodes.items()}
     for name in names:
         jobs[name] = {node.key for node in nodes_of(run, [name])} & nodes.keys()
@@ -51,7 +67,7 @@ def compute_all(run: Run, experiments: Iterable[str] | None = None, *, workers: 
     arguments = (run, names, max(1, cores // workers))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=arguments) as pool:
         try:
-            yield from _in_order(pool, jobs, nodes)
+            yield from _in_order(pool, jobs, nodes, workers)
         except BrokenProcessPool as error:
             raise StoreError(
                 f"One of {workers} workers died, killed perhaps for want of memory; the same command goes on after the last "
@@ -61,17 +77,35 @@ def compute_all(run: Run, experiments: Iterable[str] | None = None, *, workers: 
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, jobs: dict[str, set[str]], nodes: dict[str, Node]) -> Iterator[tuple[str, int]]:
-    """Run jobs, stages by their key and summaries by their name, each after those that it waits for."""
+def _mixed(nodes: list[Node]) -> list[Node]:
+    """Nodes that use the device and nodes that do not, in step, so that neither kind waits for the end of the other."""
+    kinds = [[node for node in nodes if uses_device(node.stage.function) == wanted] for wanted in (True, False)]
+    ranked = [((place + 1) / len(kind), node) for kind in kinds for place, node in enumerate(kind)]
+    return [node for _, node in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, jobs: dict[str, set[str]], nodes: dict[str, Node], most: int
+) -> Iterator[tuple[str, int]]:
+    """Run jobs, stages by their key and summaries by their name, each after those that it waits for, ``most`` at once."""
     running: dict[Future[int], str] = {}
     while jobs or running:
-        for job in [job for job, needs in jobs.items() if not needs]:
+        ready = [job for job, needs in jobs.items() if not needs]
+        for job in itertools.islice(ready, max(0, most - len(running))):
             del jobs[job]
             running[pool.submit(_stage if job in nodes else _summary, job)] = job
         done, _ = wait(running, return_when=FIRST_COMPLETED)
+        at_once = len(running)
         for future in done:
             job = running.pop(future)
             rows = future.result()
+            if rows == _FULL:
+                if at_once == 1:
+                    raise StoreError(f"{nodes[job]} needs more memory than the GPU has free, though nothing ran beside it.")
+                most = min(most, at_once - 1)
+                log.warning("%s found the GPU's memory full; it is tried again, with %d at once", nodes[job], most)
+                jobs[job] = set()
+                continue
             for needs in jobs.values():
                 needs.discard(job)
             if job not in nodes:
@@ -85,14 +119,6 @@ _NODES: dict[str, Node]
 
 def _start(run: Run, names: list[str], threads: int) -> None:
     global _RUN, _NODES
-    import logging
-    import sys
-
-    import threadpoolctl
-    import torch
-
-    from deepneighbors._logs import log_to
-
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once, and its parent says so once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log_to(logging.StreamHandler(sys.stderr))
@@ -110,8 +136,15 @@ def _end_with_parent() -> None:
 
 
 def _stage(key: str) -> int:
-    _RUN.store.get(_NODES[key], _RUN.context)
-    return 0
+    answer = 0
+    try:
+        _RUN.store.get(_NODES[key], _RUN.context)
+    except torch.OutOfMemoryError:
+        answer = _FULL  # its tensors are free only when the error is gone
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()  # other processes need what this one keeps for later
+    return answer
 
 
 def _summary(name: str) -> int:

@@ -241,12 +241,12 @@ def as_json(task: Task) -> dict[str, Any]:
     named = {name: getattr(task, name) for name in ("name", "chapter", "dataset", "stage", "attack", "detector", "needs")}
     function = task.nodes[0].stage.function
     return named | {
-        "receipt": str(task.receipt), "keys": [node.key for node in task.nodes], "device": _uses_device(function)
+        "receipt": str(task.receipt), "keys": [node.key for node in task.nodes], "device": uses_device(function)
     }  # fmt: skip
 
 
 @cache
-def _uses_device(function: StageFunction) -> bool:
+def uses_device(function: StageFunction) -> bool:
     """Whether a stage looks at its context, in which the device is all that may matter to a scheduler."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return any(isinstance(part, ast.Name) and part.id == "context" for part in ast.walk(tree))
