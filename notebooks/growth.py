@@ -65,8 +65,8 @@ page.grid(
 # faster. Ten million were not measured.
 #
 # What ends a machine is memory, and DkNN is the first to end: its index holds the numbers of all layers, most of them of the
-# first convolution, and takes more than twice that for a moment while it is filled. Beyond that search in parts, on several
-# machines, or with fewer numbers a layer.
+# first convolution, and when this was measured took more than twice that for a moment while it was filled, for a test for NaN
+# that is now made in parts. Beyond that search in parts, on several machines, or with fewer numbers a layer.
 #
 # ## Many machines, on paper
 #

@@ -97,12 +97,15 @@ def test_the_workers_end_with_the_run(sent, tmp_path):
 
 
 def test_a_stage_that_finds_the_memory_full_is_tried_again_with_fewer_at_once(monkeypatch):
-    lock, inside, answers = threading.Lock(), set(), []
+    """Memory holds two stages at once until five have fitted, and then all three that workers could do."""
+    lock, inside, answers, most = threading.Lock(), set(), [], []
 
     def stage(key: str) -> int:
         with lock:
-            full = len(inside) == 2
+            fitted = sum(not full for _, full in answers)
+            full = fitted < 5 and len(inside) == 2
             inside.add(key)
+            most.append((fitted, len(inside)))
         time.sleep(0.1)
         with lock:
             inside.discard(key)
@@ -111,13 +114,14 @@ def test_a_stage_that_finds_the_memory_full_is_tried_again_with_fewer_at_once(mo
 
     monkeypatch.setattr(parallel, "_stage", stage)
     monkeypatch.setattr(parallel, "_summary", lambda name: len(answers))
-    nodes = dict.fromkeys("abcdefgh", "a node")
+    nodes = dict.fromkeys("abcdefghijklmnop", "a node")
     jobs = {key: set() for key in nodes} | {"all": set(nodes)}
     with ThreadPoolExecutor(3) as pool:
         said = list(parallel._in_order(pool, jobs, nodes, 3))
     assert said == [("all", len(answers))] and not jobs
     assert sorted(key for key, full in answers if not full) == sorted(nodes)
-    assert 1 <= sum(full for _, full in answers) <= 3
+    assert 1 <= sum(full for _, full in answers) <= 4
+    assert max(count for _, count in most) == 3 == max(count for fitted, count in most if fitted > 5)
 
 
 def test_a_stage_that_fills_the_memory_alone_is_one_sentence(monkeypatch):

@@ -87,25 +87,34 @@ def _mixed(nodes: list[Node]) -> list[Node]:
 def _in_order(
     pool: ProcessPoolExecutor, jobs: dict[str, set[str]], nodes: dict[str, Node], most: int
 ) -> Iterator[tuple[str, int]]:
-    """Run jobs, stages by their key and summaries by their name, each after those that it waits for, ``most`` at once."""
+    """Run jobs, stages by their key and summaries by their name, each after those that it waits for, ``most`` at once.
+
+    Where memory is short there are fewer: one less for each stage that did not fit, and one more for as many that did as run
+    at once. What was short may have been a passing need, and a worker that waits keeps the data that it has loaded.
+    """
     running: dict[Future[int], str] = {}
+    fitting = float(most)  # jobs that memory holds
+    shared: set[Future[int]] = set()  # that ran beside another
     while jobs or running:
         ready = [job for job, needs in jobs.items() if not needs]
-        for job in itertools.islice(ready, max(0, most - len(running))):
+        for job in itertools.islice(ready, max(0, int(fitting) - len(running))):
             del jobs[job]
             running[pool.submit(_stage if job in nodes else _summary, job)] = job
+        if len(running) > 1:
+            shared |= running.keys()
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         at_once = len(running)
         for future in done:
             job = running.pop(future)
             rows = future.result()
             if rows == _FULL:
-                if at_once == 1:
+                if future not in shared:
                     raise StoreError(f"{nodes[job]} needs more memory than the GPU has free, though nothing ran beside it.")
-                most = min(most, at_once - 1)
-                log.warning("%s found the GPU's memory full; it is tried again, with %d at once", nodes[job], most)
+                fitting = max(1.0, min(fitting, at_once) - 1)
+                log.warning("%s found the GPU's memory full; it is tried again, with %d at once", nodes[job], fitting)
                 jobs[job] = set()
                 continue
+            fitting = min(float(most), fitting + 1 / fitting)
             for needs in jobs.values():
                 needs.discard(job)
             if job not in nodes:
