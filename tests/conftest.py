@@ -60,9 +60,9 @@ def small_run(chapter: str, settings: Any, folder: Path) -> Iterator[experiments
 
 @pytest.fixture(scope="session")
 def few_test_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with MNIST's training digits and a fifth of its test digits: to answer all takes most of a small run."""
+    """A data folder with MNIST's training digits and 1,500 of its test digits: to answer all takes most of a small run."""
     folder, digits = tmp_path_factory.mktemp("data"), data.load("mnist")
-    parts = {"train": (digits.x_train, digits.y_train), "test": (digits.x_test[:2_000], digits.y_test[:2_000])}
+    parts = {"train": (digits.x_train, digits.y_train), "test": (digits.x_test[:1_500], digits.y_test[:1_500])}
     arrays = {f"x_{part}": (x[:, 0] * 255).round().to(torch.uint8).numpy() for part, (x, _) in parts.items()}
     np.savez(folder / "mnist.npz", **arrays, **{f"y_{part}": y.to(torch.uint8).numpy() for part, (_, y) in parts.items()})
     return folder

@@ -157,9 +157,9 @@ def test_changes_come_after_n_and_have_the_type_of_the_setting():
         "steps=none",
         "lissa=1,2,3",
     )
-    run = experiments.Run("nnif_detection", profile="smoke", n=15, changes=changes)
+    run = experiments.Run("nnif_detection", profile="smoke", n=11, changes=changes)
     s = run.settings
-    assert (s.slow_test, s.fast_test, s.epochs, s.learning_rate, s.one_cycle) == (7, 15, 3, 0.01, False)
+    assert (s.slow_test, s.fast_test, s.epochs, s.learning_rate, s.one_cycle) == (7, 11, 3, 0.01, False)
     assert (s.attacks, s.steps, s.lissa) == (("fgsm", "pgd"), None, (1, 2, 3))
     assert type(s.learning_rate) is float
 

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from deepneighbors.errors import InputError
@@ -29,7 +30,7 @@ def fingerprint(modules: Iterable[str] = (), function: Callable | None = None) -
     """
     digest = hashlib.sha256()
     for name, path in sorted({pair for module in modules for pair in _files(module)}):
-        digest.update(f"{name}\n{_text(ast.parse(path.read_bytes()))}\n".encode())
+        digest.update(f"{name}\n{_module_text(path.read_bytes())}\n".encode())
     for definition in _definitions(function) if function else ():
         digest.update(f"{_text(definition)}\n".encode())
     return digest.hexdigest()
@@ -37,6 +38,11 @@ def fingerprint(modules: Iterable[str] = (), function: Callable | None = None) -
 
 def code_text(source: str) -> str:
     """Version-independent text of some Python source, without comments, docstrings and line numbers."""
+    return _text(ast.parse(source))
+
+
+@cache  # stages share most of their modules, and to parse one takes far longer than to read it
+def _module_text(source: bytes) -> str:
     return _text(ast.parse(source))
 
 

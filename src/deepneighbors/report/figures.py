@@ -15,6 +15,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from deepneighbors.errors import InputError
@@ -23,6 +25,7 @@ from deepneighbors.report.tables import check_label, inline_html, one_line
 MIME = "application/vnd.deepneighbors.figure+json"
 _STYLES = Path(__file__).parent
 _INLINE_DPI = 96  # a CSS pixel is 1/96 inch
+_SVG = {"Date": None, "Creator": None}  # the same figure gives the same file
 
 
 class Canvas:
@@ -81,7 +84,7 @@ def picture(draw: Callable[[Canvas], object], *, name: str, caption: str, alt: s
     figure.set_layout_engine("none")  # it was laid out for the SVG, and the styles differ in colours only
     dark, _ = _drawn(draw, name, dark=True, like=figure)
     with _styled(name, dark=False):
-        png = _saved(figure, "png", facecolor="white")
+        png = _png(figure)
     width = round(figure.get_figwidth() * _INLINE_DPI)
     return Picture(name, one_line(caption), one_line(alt), light.decode(), dark.decode(), png, width)
 
@@ -111,13 +114,21 @@ def _drawn(draw: Callable[[Canvas], object], name: str, *, dark: bool, like: Fig
         draw(canvas)
         if canvas.figure is None:
             raise InputError(f"the drawing function of figure {name!r} made no figure; call its argument first")
-        if like is not None:
+        stream = io.BytesIO()
+        if like is None:
+            canvas.figure.savefig(stream, format="svg", metadata=_SVG)
+        else:
             _lay_out(canvas.figure, like)
-        return _saved(canvas.figure, "svg"), canvas.figure
+            canvas.figure.set_dpi(mpl.rcParams["savefig.dpi"])
+            FigureCanvasSVG(canvas.figure).print_svg(stream, metadata=_SVG)
+        return stream.getvalue(), canvas.figure
 
 
 def _lay_out(figure: Figure, like: Figure) -> None:
-    """Put the axes and titles of a figure where they are in another one with the same parts."""
+    """Put the axes and titles of a figure where they are in another one with the same parts.
+
+    Such a figure is printed by its canvas: ``savefig`` would draw it once before, only to find a layout.
+    """
     figure.set_layout_engine("none")
     for axes, other in zip(figure.axes, like.axes, strict=True):
         axes.set_position(other.get_position(original=True))
@@ -127,8 +138,10 @@ def _lay_out(figure: Figure, like: Figure) -> None:
             title.set_position(other_title.get_position())
 
 
-def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
+    """The PNG of a figure that has been laid out, on white."""
+    figure.set_dpi(mpl.rcParams["savefig.dpi"])
+    figure.set_facecolor("white")
     stream = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(stream, format=kind, metadata=metadata, **options)
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
     return stream.getvalue()

@@ -150,6 +150,7 @@ def confirmation(canvas: Canvas, table: pd.DataFrame, source: str, epsilon: str)
                                capsize=2, lw=1)  # fmt: skip
         right.plot([], [], color=colour, marker=marker, ls="", label=words[choice])
     right.axvline(0, color=canvas.ink, lw=1)
+    right.margins(x=0.09)  # a number at the very end of the axis would be cut off
     right.set_yticks([-place for place in range(len(shown))], labels=[NETWORKS.get(t, t) for t in shown], fontsize=8)
     right.set_title("further seeds", fontsize=9)
     right.set_xlabel("gain over the random guide", fontsize=9)

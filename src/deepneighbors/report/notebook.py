@@ -9,6 +9,7 @@ import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,7 @@ class Chapter(Page):
     def __init__(self, run: experiments.Run, *, recompute: bool = False) -> None:
         self.run = run
         self.recompute = recompute
+        self._recorded: dict[tuple[str, str | None], Result | None] = {}  # what was read: a page asks often
 
     def result(self, name: str) -> Result | NotRun:
         """The result of one experiment at the notebook's profile.
@@ -148,12 +150,16 @@ class Chapter(Page):
             found = self.recorded(name, self.run.dataset)
         else:
             found = experiments.compute(self.run, name)
+            if self.run.profile == "full":
+                self._recorded.clear()  # it is recorded anew
             self._record(found, self.run.profile, recorded=False)
         return found
 
     def recorded(self, name: str, dataset: str | None = None) -> Result | NotRun:
         """The recorded result of the full profile; of its own data set unless another is named."""
-        found = experiments.recorded(self.run.chapter, name, profile="full", dataset=dataset)
+        if (name, dataset) not in self._recorded:
+            self._recorded[name, dataset] = experiments.recorded(self.run.chapter, name, profile="full", dataset=dataset)
+        found = self._recorded[name, dataset]
         if found is None:
             return NotRun(name)
         self._record(found, "full", recorded=True)
@@ -238,6 +244,7 @@ def fingerprint_of(result: Result) -> str:
     return str(result.provenance["code_fingerprint"])
 
 
+@cache
 def current_fingerprint(chapter: str, experiment: str, profile: str) -> str:
     """Fingerprint that the present code would give to a result."""
     return experiments.code_fingerprint(chapter, experiment, profile=profile)

@@ -167,7 +167,8 @@ def compare(
         f"this run ({profile})" if profile else "this run",
         "difference",
     ]
-    lines = [_compare_line(entry, full, this, lookup, outdated, partial) for entry in rows]
+    places = [None if table is None else _Places(table) for table in (full, this)]
+    lines = [_compare_line(entry, places, lookup, outdated, partial) for entry in rows]
     shown = " ".join(cell for line in lines for cell in line)
     notes = []
     if RECALLED in shown:
@@ -222,15 +223,14 @@ def estimate(value: float, low: float, high: float, n: float, *, as_percent: boo
 
 def _compare_line(
     entry: Row,
-    full: pd.DataFrame | None,
-    this: pd.DataFrame | None,
+    results: "Sequence[_Places | None]",
     lookup: Callable[..., Any],
     outdated: frozenset[str],
     partial: bool,
 ) -> list[str]:
     as_percent = percent(entry.metric, entry.kind)
     paper = _paper_value(entry, lookup)
-    ours = _find((full, this), entry, partial)
+    ours = _find(results, entry, partial)
     mark = OUTDATED if ours[0] is not None and ours[0]["experiment"] in outdated else ""
     full_cell, this_cell = (_ours(found, as_percent) for found in ours)
     best = ours[0] if ours[0] is not None else ours[1]
@@ -256,20 +256,51 @@ def _paper_cell(paper: Any, as_percent: bool) -> str:
     return text + (RECALLED if paper.kind == "recalled" else "")
 
 
-def _find(results: Sequence[pd.DataFrame | None], entry: Row, partial: bool) -> list[pd.Series | None]:
+class _Places:
+    """Rows of a table by their names, of which a page asks hundreds: to compare whole columns for each takes seconds."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        self._known: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
+
+    def __getitem__(self, names: Mapping[str, str]) -> list[int]:
+        """Places of the rows that have these names."""
+        asked = tuple(names)
+        if asked not in self._known:
+            places: dict[tuple[str, ...], list[int]] = {}
+            for place, values in enumerate(zip(*(_texts(self.table[name]) for name in asked), strict=True)):
+                places.setdefault(values, []).append(place)
+            self._known[asked] = places
+        return self._known[asked].get(tuple(names.values()), [])
+
+
+def _find(results: Sequence[_Places | None], entry: Row, partial: bool) -> list[pd.Series | None]:
     """The row in each result, None where it was not run; that no run of the experiment has it is a mistake or partial."""
     names = {**entry.names, "metric": entry.metric}
     experiment: dict[str, str] = {key: names[key] for key in ("experiment", "dataset") if key in names}
-    ran = {i: table for i, table in enumerate(results) if table is not None and not _matching(table, experiment).empty}
+    ran = {
+        i: result
+        for i, result in enumerate(results)
+        if result is not None and (result[experiment] if experiment else len(result.table))
+    }
     # A profile may leave out a setting that another has. Where none has it, select says so.
-    known = {i: table for i, table in ran.items() if not _matching(table, names).empty} or ({} if partial else ran)
-    return [select(known[i], **names) if i in known else None for i in range(len(results))]
+    known = {i: result for i, result in ran.items() if result[names]} or ({} if partial else ran)
+    return [_one(known[i], names) if i in known else None for i in range(len(results))]
+
+
+def _one(result: _Places, names: Mapping[str, str]) -> pd.Series:
+    places = result[names]
+    return result.table.iloc[places[0]] if len(places) == 1 else select(result.table, **names)  # which says what is wrong
 
 
 def _matching(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     for name, value in names.items():
-        table = table[table[name].fillna("").astype(str) == value]
+        table = table[_texts(table[name]) == value]
     return table
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    return column.fillna("").astype(str)
 
 
 def _ours(found: pd.Series | None, as_percent: bool) -> str:
