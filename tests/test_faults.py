@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("on_few_test_digits")
 KILLED = """
 import logging, os, signal, sys
 import torch
+from deepneighbors import data
 from deepneighbors.experiments import Run, compute_all
 from deepneighbors.plan import nodes_of
 
@@ -44,11 +45,13 @@ class Killer(logging.Handler):
 
 logging.getLogger("deepneighbors").setLevel(logging.INFO)
 logging.getLogger("deepneighbors").handlers = [Killer()]
+run = Run(chapter, profile="smoke", device="cpu", changes=tuple(changes))
+nodes = nodes_of(run, experiments)  # children inherit the keys, and the data
+data.load("mnist")
 while True:
     child = os.fork()
     if not child:
-        run = Run(chapter, profile="smoke", device="cpu", changes=tuple(changes))
-        for node in nodes_of(run, experiments):
+        for node in nodes:
             run.store.get(node, run.context)
         compute_all(run, experiments)  # nothing is left to compute: the results, once
         os._exit(0)
