@@ -58,8 +58,9 @@ from deepneighbors.networks import MnistCNN
 from deepneighbors.paper import values
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import attack_figures as draw
+from deepneighbors.report.comparison import row, select
 from deepneighbors.report.settings import unlike
-from deepneighbors.report.tables import estimate, row, select
+from deepneighbors.report.tables import estimate
 
 settings = pd.DataFrame(
     {"setting": list(asdict(chapter.run.settings)), "value": [str(v) for v in asdict(chapter.run.settings).values()]}

@@ -64,9 +64,9 @@ from deepneighbors.experiments.nnif_detection.tables import MASKS
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures as draw
 from deepneighbors.report import detection_tables as shape
+from deepneighbors.report.comparison import row
 from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DETECTORS, data_words, matrix, without_empty
 from deepneighbors.report.settings import unlike
-from deepneighbors.report.tables import row
 
 settings = asdict(chapter.run.settings)
 chapter.grid(

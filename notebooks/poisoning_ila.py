@@ -64,7 +64,7 @@ from deepneighbors.experiments.poisoning_ila import why_it_failed
 from deepneighbors.experiments.poisoning_ila.sources import FIXED_LAYERS
 from deepneighbors.paper import values
 from deepneighbors.profiles import EXPERIMENTS
-from deepneighbors.report import ila_figures, poisoning_figures, tables
+from deepneighbors.report import comparison, ila_figures, poisoning_figures
 from deepneighbors.report.poisoning_tables import (
     ATTACKS,
     DEFENCES,
@@ -197,7 +197,7 @@ def secml_rows():
             if values.lookup(paper=PAPER, experiment="poisoning", metric=metric, **line):
                 said = dict(part.split("=") for part in line["setting"].split(";"))
                 words = (said["digits"].replace("-", "/"), said["points"], line["norm"], said["training"])
-                kept[(*line.values(), metric)] = tables.row(
+                kept[(*line.values(), metric)] = comparison.row(
                     words,
                     metric,
                     experiment="poisoning",
@@ -205,11 +205,11 @@ def secml_rows():
                     kind="plain" if metric == "val_loss" else "",
                     **line,
                 )
-    return list(kept.values()) or [tables.row(("-",) * 4, "accuracy", in_paper=False)]
+    return list(kept.values()) or [comparison.row(("-",) * 4, "accuracy", in_paper=False)]
 
 
 display(
-    tables.compare(
+    comparison.compare(
         secml_rows(),
         full=full_first,
         this=this_first,

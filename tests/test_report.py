@@ -8,8 +8,8 @@ import pytest
 
 from deepneighbors import experiments, results
 from deepneighbors.errors import InputError
-from deepneighbors.report import figures, notebook, tables
-from deepneighbors.report.tables import row
+from deepneighbors.report import comparison, figures, notebook, tables
+from deepneighbors.report.comparison import row
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -40,7 +40,7 @@ ROWS = [
 
 def compare(**options):
     options = {"full": None, "this": None, "lookup": lookup, "caption": "kNN.", "name": "tab-knn"} | options
-    return tables.compare(options.pop("rows", ROWS), **options)
+    return comparison.compare(options.pop("rows", ROWS), **options)
 
 
 def test_comparison_is_this_myst_table():
@@ -123,8 +123,8 @@ def test_a_row_that_every_run_lacks_is_a_mistake_and_not_not_run():
 def test_select_says_which_name_is_missing():
     table = pd.concat([result_table(), result_table().assign(network="knn/released")])
     with pytest.raises(InputError, match="2 results have .*; say also network$"):
-        tables.select(table, metric="accuracy", attack="none")
-    assert tables.select(table, metric="accuracy", network="knn")["value"] == 0.98
+        comparison.select(table, metric="accuracy", attack="none")
+    assert comparison.select(table, metric="accuracy", network="knn")["value"] == 0.98
 
 
 def test_unknown_names_and_kinds_are_refused():
@@ -381,7 +381,7 @@ def test_a_row_that_no_result_has_is_a_mistake_unless_results_are_partial():
     def made(partial):
         lines = [row("x", "accuracy", attack="other")]
         options = {"full": result_table(), "this": None, "lookup": lookup, "caption": "C.", "name": "t"}
-        return tables.compare(lines, **options, partial=partial)
+        return comparison.compare(lines, **options, partial=partial)
 
     with pytest.raises(InputError, match="no result has attack='other'"):
         made(False)

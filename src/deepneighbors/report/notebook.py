@@ -20,7 +20,7 @@ from deepneighbors import experiments, paths, profiles
 from deepneighbors._logs import log_to
 from deepneighbors.errors import InputError
 from deepneighbors.paper import values
-from deepneighbors.report import figures, tables
+from deepneighbors.report import comparison, figures, tables
 from deepneighbors.results import Result
 
 MIME = "application/vnd.deepneighbors.result+json"
@@ -177,13 +177,13 @@ class Chapter(Page):
 
     def value(self, result: Result, *, metric: str, **names: str) -> float:
         """One number of a result, for prose and figures."""
-        return float(tables.select(result.table, metric=metric, **names)["value"])
+        return float(comparison.select(result.table, metric=metric, **names)["value"])
 
     def compare(
         self,
         results: Result | NotRun | Sequence[Result | NotRun],
         *,
-        rows: Sequence[tables.Row],
+        rows: Sequence[comparison.Row],
         caption: str,
         name: str,
         paper: str = "sitawarin2019",
@@ -191,7 +191,7 @@ class Chapter(Page):
         headings: Sequence[str] = ("",),
         partial: bool = False,
     ) -> None:
-        """Show paper | full | this run | difference, one line for each of ``rows`` (:func:`tables.row`).
+        """Show paper | full | this run | difference, one line for each of ``rows`` (:func:`comparison.row`).
 
         A row belongs to the first of ``results`` unless it says ``experiment=``. ``dataset`` is that of the full results, by
         default the full profile's own. ``partial``: results may lack some rows, which are then *not run*.
@@ -202,7 +202,7 @@ class Chapter(Page):
         old = _joined(found for found in full.values() if self.outdated(found, "full"))
         outdated = frozenset() if old is None else frozenset(old["experiment"])
         display(
-            tables.compare(
+            comparison.compare(
                 rows,
                 full=_joined(full.values()),
                 this=_joined(given),
@@ -255,9 +255,9 @@ def _is_injected(name: str, value: object, parameters: Sequence[str]) -> bool:
     return not known and not isinstance(value, types.ModuleType) and isinstance(value, _PLAIN)
 
 
-def _with_experiment(entry: tables.Row, experiment: str) -> tables.Row:
+def _with_experiment(entry: comparison.Row, experiment: str) -> comparison.Row:
     names = {"experiment": experiment, "dataset": "mnist", **entry.names}
-    return tables.Row(entry.label, entry.metric, names, entry.paper, entry.kind)
+    return comparison.Row(entry.label, entry.metric, names, entry.paper, entry.kind)
 
 
 def _joined(results: Any) -> pd.DataFrame | None:

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from deepneighbors.errors import InputError
+from deepneighbors.report.comparison import NAMES, Row, row
 from deepneighbors.report.notebook import NotRun
-from deepneighbors.report.tables import NAMES, NOT_RUN, NOTHING, Row, estimate, percent, row
+from deepneighbors.report.tables import NOT_RUN, NOTHING, estimate, percent
 from deepneighbors.results import Result
 
 Label = tuple[str, str]  # a name in the results, and the words for it
