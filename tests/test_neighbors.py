@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deepneighbors import checks
 from deepneighbors.errors import InputError
 from deepneighbors.neighbors import NearestNeighbors
 
@@ -91,3 +92,14 @@ def test_cosine_copy_leaves_the_database_alone(points):
 def test_bad_input_is_refused(points, call, message):
     with pytest.raises(InputError, match=message):
         call(points[0])
+
+
+def test_points_are_tested_in_parts(monkeypatch):
+    monkeypatch.setattr(checks, "_TESTED", 8)
+    x = torch.zeros(7, 3)
+    checks.points("x", x)
+    checks.points("x", torch.zeros(3, 0))  # no numbers, so none that is wrong
+    for place in (0, 10, 20):
+        wrong = x.flatten().index_fill(0, torch.tensor(place), torch.nan).view_as(x)
+        with pytest.raises(InputError, match="NaN or infinite"):
+            checks.points("x", wrong)

@@ -45,7 +45,9 @@ def points(name: str, x: Tensor) -> None:
     if len(x) == 0:
         raise InputError(f"{name} is an empty batch of shape {tuple(x.shape)}; at least one sample is needed")
     # In parts, because the test takes more than the memory of what it tests; one answer, because a GPU waits for each.
-    if not bool(torch.stack([part.isfinite().all() for part in x.split(max(1, _TESTED * len(x) // x.numel()))]).all()):
+    if not bool(
+        torch.stack([part.isfinite().all() for part in x.split(max(1, _TESTED * len(x) // max(1, x.numel())))]).all()
+    ):
         raise InputError(f"{name} has values that are NaN or infinite; only finite numbers are allowed")
 
 
