@@ -126,6 +126,16 @@ def test_a_stage_that_fills_the_memory_alone_is_one_sentence(monkeypatch):
         list(parallel._in_order(pool, {"a": set()}, {"a": "a node"}, 2))
 
 
+def test_a_summary_does_not_wait_for_stages_that_it_does_not_need(monkeypatch):
+    done = []
+    monkeypatch.setattr(parallel, "_stage", lambda key: done.append(key) or 0)
+    monkeypatch.setattr(parallel, "_summary", lambda name: done.append(name) or 0)
+    jobs = {"a": set(), "b": set(), "c": {"a"}, "of a": {"a"}, "of all": {"a", "b", "c"}}
+    with ThreadPoolExecutor(1) as pool:
+        said = list(parallel._in_order(pool, jobs, dict.fromkeys("abc", "a node"), 1))
+    assert done == ["a", "of a", "b", "c", "of all"] and [name for name, _ in said] == ["of a", "of all"]
+
+
 def test_stages_without_the_device_are_mixed_with_the_others():
     nodes = nodes_of(Run("poisoning_ila", profile="full", device="cpu"))
     mixed = parallel._mixed(nodes)

@@ -97,6 +97,7 @@ def _in_order(
     shared: set[Future[int]] = set()  # that ran beside another
     while jobs or running:
         ready = [job for job, needs in jobs.items() if not needs]
+        ready.sort(key=nodes.__contains__)  # summaries first: what is recorded is kept, and none is left to the very end
         for job in itertools.islice(ready, max(0, int(fitting) - len(running))):
             del jobs[job]
             running[pool.submit(_stage if job in nodes else _summary, job)] = job
