@@ -121,11 +121,13 @@ def lines_of(name, this, dataset):
 # %% tags=["hide-input"]
 for dataset_ in [name for name in SETS if name in PUBLISHED]:
     recorded = {name: chapter.recorded(name, dataset_) for name in experiments.CHAPTERS["nnif_detection"].experiments}
-    chapter.grid(
-        unlike(recorded, experiments.Run("nnif_detection", profile="full", device="cpu", dataset=dataset_)),
-        name=f"tab-nnif-unlike-{dataset_}",
-        caption=f"Settings of the recorded results on {WORDS[dataset_]} that are not those of the full profile.",
-    )
+    different = unlike(recorded, experiments.Run("nnif_detection", profile="full", device="cpu", dataset=dataset_))
+    if len(different):
+        chapter.grid(
+            different,
+            name=f"tab-nnif-unlike-{dataset_}",
+            caption=f"Settings of the recorded results on {WORDS[dataset_]} that are not those of the full profile.",
+        )
 
 # %% [markdown]
 # ## The method

@@ -109,16 +109,17 @@ def shown(name):
 
 
 # %% [markdown]
-# Where recorded results of the full profile were made with other settings than the profile's, the table names them; a line of
-# dashes means that there are none.
+# Where recorded results of the full profile were made with other settings than the profile's, a table names them here.
 
 # %% tags=["hide-input"]
 RECORDED = {name: chapter.recorded(name) for name in experiments.CHAPTERS["poisoning_ila"].experiments}
-chapter.grid(
-    unlike(RECORDED, experiments.Run("poisoning_ila", profile="full", device="cpu")),
-    name="tab-poison-unlike",
-    caption="Settings of the recorded results that are not those of the full profile.",
-)
+different = unlike(RECORDED, experiments.Run("poisoning_ila", profile="full", device="cpu"))
+if len(different):
+    chapter.grid(
+        different,
+        name="tab-poison-unlike",
+        caption="Settings of the recorded results that are not those of the full profile.",
+    )
 
 # %% [markdown]
 # All intervals are 95 %. In the part on poison they are over seeds (Student's t; n counts seeds), in the part on ILA over

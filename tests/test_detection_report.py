@@ -127,14 +127,14 @@ def test_only_settings_that_differ_are_listed(known):
         ("epochs", "60"): "gallery",
         ("sizes", "10, 50"): "all but gallery",
     }
-    assert unlike({"detection": NotRun("detection")}, full).to_numpy().tolist() == [["-"] * 4]
+    assert unlike({"detection": NotRun("detection")}, full).empty
 
 
 def test_settings_of_one_experiment_are_compared_with_its_own():
     full = Run("poisoning_ila", profile="full", device="cpu")
     recorded = result([statistic_row(1.0, n=1, metric="auc", **NAMES)], vars(full.of("defences").settings))
     assert full.of("defences").settings.cnn_images < full.settings.cnn_images
-    assert unlike({"defences": recorded}, full).to_numpy().tolist() == [["-"] * 4]
+    assert unlike({"defences": recorded}, full).empty
     assert "cnn_images" in set(unlike({"mixtures": recorded}, full)["setting"])
 
 

@@ -16,8 +16,8 @@ def unlike(results: Mapping[str, Result | NotRun], run: Run) -> pd.DataFrame:
     """One line for each setting and value that some results, by experiment, share and that is not that of ``run``.
 
     Columns: setting, full profile, recorded, and the names of the results: *all* of those that are recorded, or *all but*
-    some where these are fewer. One line of dashes where nothing differs. A setting that a result does not know, because it
-    is newer, is left out; of one that is no more, the full profile's value is a dash.
+    some where these are fewer. No line where nothing differs. A setting that a result does not know, because it is newer, is
+    left out; of one that is no more, the full profile's value is a dash.
     """
     found: dict[tuple[str, str, str], list[str]] = {}
     planned = {name: asdict(run.of(name).settings) for name in results}
@@ -30,7 +30,7 @@ def unlike(results: Mapping[str, Result | NotRun], run: Run) -> pd.DataFrame:
             if setting in config and made != value:
                 found.setdefault((setting, value, made), []).append(name)
     rows = [(*line, _among(names, list(recorded))) for line, names in found.items()]
-    return pd.DataFrame(rows or [(NOTHING,) * 4], columns=["setting", "full profile", "recorded", "of"])
+    return pd.DataFrame(rows, columns=["setting", "full profile", "recorded", "of"])
 
 
 def _among(names: list[str], every: list[str]) -> str:
