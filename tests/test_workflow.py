@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import command_server
 import pytest
 import yaml
 
@@ -64,6 +65,13 @@ def check_receipts(store: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def command(on_few_test_digits):
+    """What stands for ``deepneighbors`` where many jobs start it. Other tests start it as users do."""
+    with command_server.command(CHAPTER) as executable:
+        yield executable
+
+
+@pytest.fixture(scope="module")
 def executed(tmp_path_factory, on_few_test_digits):
     """A folder with the chapter's notebook as papermill executed it, and its store."""
     folder = tmp_path_factory.mktemp("papermill")
@@ -87,8 +95,8 @@ def test_the_notebook_runs_and_passes_the_gate(executed):
     gate(executed / "out.ipynb")
 
 
-def test_snakemake_on_one_machine_makes_what_papermill_makes(by_papermill, tmp_path):
-    done = snakemake(tmp_path, "-c", "2", "--until", "results", config="device=cpu")
+def test_snakemake_on_one_machine_makes_what_papermill_makes(by_papermill, command, tmp_path):
+    done = snakemake(tmp_path, "-c", "2", "--until", "results", config=f"device=cpu command={command}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Finished jobid") > 10
     assert manifests(tmp_path / "artifacts") == by_papermill  # the checksums of the payloads too
@@ -180,10 +188,11 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_slurm_makes_what_papermill_makes(by_papermill, slurm, tmp_path):
+def test_slurm_makes_what_papermill_makes(by_papermill, slurm, command, tmp_path):
     resources = ("slurm_partition=main", "mem_mb=2000", "runtime=30")
-    done = snakemake(tmp_path, "--until", "results", "--slurm-init-seconds-before-status-checks", "5",
-                     "--default-resources", *resources, profile="slurm", config="device=cpu", **slurm)  # fmt: skip
+    options = ("--slurm-init-seconds-before-status-checks", "5", "--default-resources", *resources)
+    config = f"device=cpu command={command}"
+    done = snakemake(tmp_path, "--until", "results", *options, profile="slurm", config=config, **slurm)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("submitted with SLURM jobid") > 10
     assert manifests(tmp_path / "artifacts") == by_papermill
