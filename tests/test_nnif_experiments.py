@@ -56,12 +56,15 @@ def test_the_network_is_trained_once_for_both_modes(run):
 
 
 def test_training_in_bfloat16_keeps_the_weights_in_float32_and_learns(run):
-    whole, rounded = (trained(precision).tensors for precision in ("float32", "bfloat16"))
+    few = ("train_images=500", "epochs=2")
+    full, half = (trained(precision, *few) for precision in ("float32", "bfloat16"))
+    whole, rounded = full.tensors, half.tensors
     assert {name: (part.shape, part.dtype) for name, part in rounded.items()} == {
         name: (part.shape, part.dtype) for name, part in whole.items()
     }
     assert rounded["conv.weight"].dtype == torch.float32
-    assert trained("bfloat16").values["accuracy"]["clean"]["test"] > 0.4
+    reached = [network.values["accuracy"]["clean"]["test"] for network in (full, half)]
+    assert reached[1] > 0.2 and abs(reached[1] - reached[0]) < 0.05  # chance is 0.1
     with pytest.raises(InputError, match="precision is 'half'; allowed are float32, bfloat16"):
         trained("half")
 
