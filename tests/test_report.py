@@ -97,6 +97,11 @@ def test_a_run_at_full_that_shows_the_recorded_result_is_not_shown_twice():
     twice = compare(full=result_table(), this=result_table(), profile="full", outdated=frozenset({"knn_attack"}))
     assert "full" in twice.header and "this run (full)" not in twice.header and len(twice.rows[0]) == len(twice.header)
     assert list(compare(full=result_table(), this=result_table(accuracy=0.9), profile="full").header)[4] == "this run (full)"
+    more = pd.concat([result_table(), result_table().assign(dataset="svhn")])
+    named = {"experiment": "knn_attack", "attack": "none", "in_paper": False}
+    rows = [row(name, "accuracy", dataset=name, **named) for name in ("mnist", "svhn")]
+    header = compare(rows=rows, full=more, this=result_table(), profile="full", partial=True).header
+    assert header[-1] == "full"  # of another data set this run has nothing
     assert list(compare(full=result_table(), this=result_table(), profile="quick").header)[4] == "this run (quick)"
 
 
@@ -358,6 +363,22 @@ def test_compare_shows_a_recorded_result_of_older_code_with_its_mark(calls, show
     page.compare(page.result("knn_attack"), rows=[row("a", "accuracy", attack="none")], caption="C.", name="t")
     assert shown[-1][0].rows[0][3].endswith("‡")
     assert any(data[notebook.MIME].get("outdated") for data, _ in shown[:-1])
+
+
+def test_compare_shows_the_recorded_result_of_each_data_set_that_rows_name(calls, shown, monkeypatch):
+    kept = {"mnist": result_table(n=9250), "svhn": result_table(n=200).assign(dataset="svhn")}
+
+    def recorded(chapter, name, profile="full", dataset=None):
+        return results.Result(name, kept[dataset], {}, {"code_fingerprint": "now"}) if dataset in kept else None
+
+    monkeypatch.setattr(experiments, "recorded", recorded)
+    monkeypatch.setattr(notebook.values, "lookup", lambda *, paper, **names: None)
+    page = chapter()
+    names = {"experiment": "knn_attack", "attack": "none", "in_paper": False}
+    rows = [row(name, "accuracy", dataset=name, **names) for name in ("mnist", "svhn", "cifar10")]
+    page.compare(page.result("knn_attack"), rows=rows, caption="C.", name="t", partial=True)
+    said = {line[0]: line[2] for line in shown[-1][0].rows}
+    assert "9,250" in said["mnist"] and "200" in said["svhn"] and said["cifar10"] == tables.NOT_RUN
 
 
 def test_a_figure_without_its_result_says_so_and_is_not_drawn(calls, shown):

@@ -94,7 +94,7 @@ def compare(
     """Paper, full profile, this run, and the difference to the paper of full (of this run until full is run).
 
     Where the paper has none of the numbers, its column and the difference are left out; so is this run where it is the
-    full profile and shows what full does.
+    full profile and shows nothing that full does not.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def compare(
     align = ["left"] * (len(headings) + 1) + ["right"] * 4
     paper, ours, again, difference = range(len(headings) + 1, len(header))
     left_out = {paper, difference} if all(line[paper] == NOTHING for line in lines) else set()
-    if profile == "full" and all(line[ours].removesuffix(OUTDATED) == line[again] for line in lines):
+    if profile == "full" and all(line[again] in (line[ours].removesuffix(OUTDATED), NOT_RUN) for line in lines):
         left_out.add(again)
     kept = [place for place in range(len(header)) if place not in left_out]
     header, align, *lines = ([line[place] for place in kept] for line in (header, align, *lines))

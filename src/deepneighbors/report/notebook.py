@@ -157,6 +157,7 @@ class Chapter(Page):
 
     def recorded(self, name: str, dataset: str | None = None) -> Result | NotRun:
         """The recorded result of the full profile; of its own data set unless another is named."""
+        dataset = dataset or profiles.SETTINGS[self.run.chapter]["full"].dataset
         if (name, dataset) not in self._recorded:
             self._recorded[name, dataset] = experiments.recorded(self.run.chapter, name, profile="full", dataset=dataset)
         found = self._recorded[name, dataset]
@@ -187,24 +188,24 @@ class Chapter(Page):
         caption: str,
         name: str,
         paper: str = "sitawarin2019",
-        dataset: str | None = None,
         headings: Sequence[str] = ("",),
         partial: bool = False,
     ) -> None:
         """Show paper | full | this run | difference, one line for each of ``rows`` (:func:`comparison.row`).
 
-        A row belongs to the first of ``results`` unless it says ``experiment=``. ``dataset`` is that of the full results, by
-        default the full profile's own. ``partial``: results may lack some rows, which are then *not run*.
+        A row belongs to the first of ``results`` unless it says ``experiment=``. Its full result is the recorded one of the
+        data set that it names, by default MNIST. ``partial``: results may lack some rows, which are then *not run*.
         """
         given = [results] if isinstance(results, Result | NotRun) else list(results)
         rows = [_with_experiment(entry, given[0].name) for entry in rows]
-        full = {result.name: self.recorded(result.name, dataset) for result in given}
-        old = _joined(found for found in full.values() if self.outdated(found, "full"))
+        datasets = dict.fromkeys(entry.names["dataset"] for entry in rows)
+        full = [self.recorded(result.name, dataset) for result in given for dataset in datasets]
+        old = _joined(found for found in full if self.outdated(found, "full"))
         outdated = frozenset() if old is None else frozenset(old["experiment"])
         display(
             comparison.compare(
                 rows,
-                full=_joined(full.values()),
+                full=_joined(full),
                 this=_joined(given),
                 lookup=lambda **names: values.lookup(paper=paper, **names),
                 caption=caption,
