@@ -83,7 +83,7 @@ def answer(connection: socket.socket, main) -> None:
     try:
         status = main(arguments)
     except SystemExit as end:
-        status = end.code
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         status = 1
