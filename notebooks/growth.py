@@ -58,11 +58,10 @@ page.grid(
 
 # %% [markdown]
 # An exponent of 1 is time in proportion to the training set. Exact search is one matrix product and stays near it, but for the
-# largest sizes; inverted
-# lists visit a share of the points that falls as they grow, and pay for it in preparation. NNIF ranks the chosen points among
-# all others, and for that sorts $N$ distances a query and layer; it also computes the gradients of all training points anew
-# for each batch of queries whose scores fit `memory_gib`, so that beyond some 300,000 points its time grows
-# faster. Ten million were not measured.
+# largest sizes; inverted lists visit a share of the points that falls as they grow, and pay for it in preparation. NNIF ranks
+# the chosen points among all others, and for that sorts $N$ distances a query and layer; it also computes the gradients of all
+# training points anew for each batch of queries whose scores fit `memory_gib`, so that beyond some 300,000 points its time
+# grows faster: a search for the extremes of all queries in one pass would mend that.
 #
 # What ends a machine is memory, and DkNN is the first to end: its index holds the numbers of all layers, most of them of the
 # first convolution, and when this was measured took more than twice that for a moment while it was filled, for a test for NaN
