@@ -65,7 +65,7 @@ from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import detection_figures as draw
 from deepneighbors.report import detection_tables as shape
 from deepneighbors.report.comparison import row
-from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DETECTORS, data_words, matrix, without_empty
+from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DATASETS, DETECTORS, data_words, matrix, without_empty
 from deepneighbors.report.settings import unlike
 
 settings = asdict(chapter.run.settings)
@@ -165,7 +165,7 @@ attacks = chapter.result("attacks")
 
 def network_rows(dataset, mode):
     return [
-        row((WORDS[dataset], mode, part), "clean_accuracy", experiment="nnif", dataset=dataset,
+        row((DATASETS[dataset], mode, part), "clean_accuracy", experiment="nnif", dataset=dataset,
             network=shape.reference(mode), attack="none", setting=part, in_paper=False)
         for part in ("train", "validation", "test")
     ]  # fmt: skip
@@ -177,7 +177,7 @@ chapter.compare(
     headings=("Data", "Mode", "Images"),
     rows=[line for d in SETS for m in modes_in("attacks", attacks, d) for line in network_rows(d, m)],
     name="tab-nnif-networks",
-    caption="Accuracy of the network. The paper announces its own for a supplement, which could not be found.",
+    caption=f"Accuracy of the network on {', '.join(WORDS[d] for d in SETS)}. The paper announces its own for a supplement, which could not be found.",
 )
 
 
@@ -225,7 +225,7 @@ chapter.compare(
     headings=("Data", "Mode", "Image"),
     rows=[
         row(
-            (WORDS[d], m, shown),
+            (DATASETS[d], m, shown),
             "helpful_neighbor_share",
             experiment="nnif",
             dataset=d,
@@ -444,7 +444,7 @@ for setting, words in (
     everything = EMBEDDING + BESIDE[2:]
     kept = {"mixed": EMBEDDING, "single": [EMBEDDING[i] for i in (0, 2, 3)]}.get(setting, everything)
     frames = [
-        matrix(lines_of("views", views, d), dataset=d, lines=kept, setting=setting, in_paper=False).assign(Data=WORDS[d])
+        matrix(lines_of("views", views, d), dataset=d, lines=kept, setting=setting, in_paper=False).assign(Data=DATASETS[d])
         for d in SETS
     ]
     table = without_empty(pd.concat(frames))
@@ -488,7 +488,7 @@ chapter.compare(
     headings=("Data", "Mode", "Estimator"),
     rows=[
         row(
-            (WORDS[d], m, words),
+            (DATASETS[d], m, words),
             metric,
             experiment="nnif",
             dataset=d,
@@ -543,7 +543,7 @@ def white_box_rows(dataset, mode):
     for name, words in DETECTORS:
         rows.append(
             row(
-                (WORDS[dataset], mode, words, "CW"),
+                (DATASETS[dataset], mode, words, "CW"),
                 "accuracy",
                 attack="cw",
                 detector=name,
@@ -555,16 +555,18 @@ def white_box_rows(dataset, mode):
         for setting, seen in (("white_box", "CW-Opt, learned"), ("learned=cw", "CW-Opt, learned from CW")):
             paper = theirs if setting == "white_box" else {"in_paper": False}
             for metric in ("accuracy", "auc"):
-                rows.append(row((WORDS[dataset], mode, words, seen), metric, attack="cw_opt", detector=name, setting=setting,
+                rows.append(row((DATASETS[dataset], mode, words, seen), metric, attack="cw_opt", detector=name, setting=setting,
                                 **common, **paper))  # fmt: skip
     common.pop("layer")
     for metric in ("success", "mean_l2"):
-        rows.append(row((WORDS[dataset], mode, "-", "CW-Opt"), metric, attack="cw_opt", layer="", in_paper=False, **common))
+        rows.append(
+            row((DATASETS[dataset], mode, "-", "CW-Opt"), metric, attack="cw_opt", layer="", in_paper=False, **common)
+        )
     for metric in ("success", "mean_l2") if mode == "clean" else ():
-        rows.append(row((WORDS[dataset], mode, "NNIF", "adaptive"), metric, attack="adaptive", detector="nnif",
+        rows.append(row((DATASETS[dataset], mode, "NNIF", "adaptive"), metric, attack="adaptive", detector="nnif",
                         layer="embedding", in_paper=False, **common))  # fmt: skip
     for attack, words in (("cw", "CW"), ("adaptive", "adaptive")) if mode == "clean" else ():
-        rows.append(row((WORDS[dataset], mode, "NNIF", words), "evaded", attack=attack, detector="nnif", layer="embedding",
+        rows.append(row((DATASETS[dataset], mode, "NNIF", words), "evaded", attack=attack, detector="nnif", layer="embedding",
                         kind="percent", in_paper=False, **common))  # fmt: skip
     return rows
 
