@@ -53,13 +53,12 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from deepneighbors import experiments
 from deepneighbors.networks import MnistCNN
 from deepneighbors.paper import values
 from deepneighbors.profiles import SETTINGS
 from deepneighbors.report import attack_figures as draw
 from deepneighbors.report.comparison import row, select
-from deepneighbors.report.settings import unlike
+from deepneighbors.report.settings import show_unlike
 from deepneighbors.report.tables import estimate
 
 settings = pd.DataFrame(
@@ -75,14 +74,7 @@ chapter.grid(
 # Where recorded results of the full profile were made with other settings than the profile's, a table names them here.
 
 # %% tags=["hide-input"]
-recorded = {name: chapter.recorded(name) for name in experiments.CHAPTERS["knn_dknn_attack"].experiments}
-different = unlike(recorded, experiments.Run("knn_dknn_attack", profile="full", device="cpu"))
-if len(different):
-    chapter.grid(
-        different,
-        name="tab-unlike",
-        caption="Settings of the recorded results that are not those of the full profile.",
-    )
+show_unlike(chapter, name="tab-unlike", caption="Settings of the recorded results that are not those of the full profile.")
 
 # %% [markdown]
 # ## The classifiers

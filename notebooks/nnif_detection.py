@@ -66,7 +66,7 @@ from deepneighbors.report import detection_figures as draw
 from deepneighbors.report import detection_tables as shape
 from deepneighbors.report.comparison import row
 from deepneighbors.report.detection_tables import ATTACKS, CONTROLS, DATASETS, DETECTORS, data_words, matrix, without_empty
-from deepneighbors.report.settings import unlike
+from deepneighbors.report.settings import show_unlike
 
 settings = asdict(chapter.run.settings)
 chapter.grid(
@@ -120,14 +120,12 @@ def lines_of(name, this, dataset):
 
 # %% tags=["hide-input"]
 for dataset_ in [name for name in SETS if name in PUBLISHED]:
-    recorded = {name: chapter.recorded(name, dataset_) for name in experiments.CHAPTERS["nnif_detection"].experiments}
-    different = unlike(recorded, experiments.Run("nnif_detection", profile="full", device="cpu", dataset=dataset_))
-    if len(different):
-        chapter.grid(
-            different,
-            name=f"tab-nnif-unlike-{dataset_}",
-            caption=f"Settings of the recorded results on {WORDS[dataset_]} that are not those of the full profile.",
-        )
+    show_unlike(
+        chapter,
+        dataset=dataset_,
+        name=f"tab-nnif-unlike-{dataset_}",
+        caption=f"Settings of the recorded results on {WORDS[dataset_]} that are not those of the full profile.",
+    )
 
 # %% [markdown]
 # ## The method

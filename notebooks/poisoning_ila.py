@@ -59,7 +59,6 @@ from functools import cache
 import pandas as pd
 from IPython.display import display
 
-from deepneighbors import experiments
 from deepneighbors.experiments.poisoning_ila import why_it_failed
 from deepneighbors.experiments.poisoning_ila.sources import FIXED_LAYERS
 from deepneighbors.paper import values
@@ -78,7 +77,7 @@ from deepneighbors.report.poisoning_tables import (
     matrix,
     options,
 )
-from deepneighbors.report.settings import unlike
+from deepneighbors.report.settings import show_unlike
 
 settings = asdict(chapter.run.settings)
 for experiment, own in EXPERIMENTS["poisoning_ila"].get(chapter.run.profile, {}).items():
@@ -112,14 +111,9 @@ def shown(name):
 # Where recorded results of the full profile were made with other settings than the profile's, a table names them here.
 
 # %% tags=["hide-input"]
-RECORDED = {name: chapter.recorded(name) for name in experiments.CHAPTERS["poisoning_ila"].experiments}
-different = unlike(RECORDED, experiments.Run("poisoning_ila", profile="full", device="cpu"))
-if len(different):
-    chapter.grid(
-        different,
-        name="tab-poison-unlike",
-        caption="Settings of the recorded results that are not those of the full profile.",
-    )
+show_unlike(
+    chapter, name="tab-poison-unlike", caption="Settings of the recorded results that are not those of the full profile."
+)
 
 # %% [markdown]
 # All intervals are 95 %. In the part on poison they are over seeds (Student's t; n counts seeds), in the part on ILA over

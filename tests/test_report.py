@@ -10,6 +10,7 @@ from deepneighbors import experiments, results
 from deepneighbors.errors import InputError
 from deepneighbors.report import comparison, figures, notebook, tables
 from deepneighbors.report.comparison import row
+from deepneighbors.report.settings import show_unlike
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -379,6 +380,16 @@ def test_compare_shows_the_recorded_result_of_each_data_set_that_rows_name(calls
     page.compare(page.result("knn_attack"), rows=rows, caption="C.", name="t", partial=True)
     said = {line[0]: line[2] for line in shown[-1][0].rows}
     assert "9,250" in said["mnist"] and "200" in said["svhn"] and said["cifar10"] == tables.NOT_RUN
+
+
+@pytest.mark.parametrize("other", [{}, {"epochs": 3}])
+def test_other_settings_are_a_table_only_where_there_are_some(calls, shown, monkeypatch, other):
+    config = vars(experiments.Run("knn_dknn_attack", profile="full", device="cpu").settings) | other
+    kept = results.Result("knn_attack", result_table(), {}, {"code_fingerprint": "now", "config": config})
+    monkeypatch.setattr(experiments, "recorded", lambda chapter, name, profile="full", dataset=None: kept)
+    show_unlike(chapter(), name="t", caption="C.")
+    rows = [data.rows for data, _ in shown if isinstance(data, tables.Table)]
+    assert rows == ([[["epochs", "15", "3", "all"]]] if other else [])
 
 
 def test_a_figure_without_its_result_says_so_and_is_not_drawn(calls, shown):

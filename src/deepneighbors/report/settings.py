@@ -6,10 +6,18 @@ from typing import Any
 
 import pandas as pd
 
-from deepneighbors.experiments import Run
-from deepneighbors.report.notebook import NotRun
+from deepneighbors.experiments import CHAPTERS, Run
+from deepneighbors.report.notebook import Chapter, NotRun
 from deepneighbors.report.tables import NOTHING
 from deepneighbors.results import Result
+
+
+def show_unlike(chapter: Chapter, *, name: str, caption: str, dataset: str | None = None) -> None:
+    """Show :func:`unlike` of a chapter's recorded results on one data set as a table; nothing where nothing differs."""
+    recorded = {each: chapter.recorded(each, dataset) for each in CHAPTERS[chapter.run.chapter].experiments}
+    different = unlike(recorded, Run(chapter.run.chapter, profile="full", device="cpu", dataset=dataset))
+    if len(different):
+        chapter.grid(different, name=name, caption=caption)
 
 
 def unlike(results: Mapping[str, Result | NotRun], run: Run) -> pd.DataFrame:
